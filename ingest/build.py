@@ -1,0 +1,219 @@
+"""From a shard job to a finished shard: the one function that every runner calls.
+
+read -> choose frames -> grey -> crop -> resize -> hash -> canonical PNG -> tar. A bad item is reported with its reason
+and the rest goes on. The shard, its rows and its report appear in the staging folder whole or not at all.
+"""
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from ingest import phantom, preprocess
+from ingest.plan import ShardJob
+from ingest.readers import image, mask, video
+from ingest.scan import Source
+from usdata import png
+from usdata.catalog import write_part
+from usdata.errors import DataError
+from usdata.files import explain_os_errors, file_xxh, read_json, replacing, write_json
+from usdata.schema import organ_group_of, table_of
+from usdata.shards import ShardWriter
+
+_BATCH = 64  # images hashed and encoded together
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image on its way into a shard: its row so far, its grey pixels, its mask."""
+
+    row: dict[str, Any]
+    image: NDArray[np.uint8]  # (256, 256)
+    mask: NDArray[np.uint8] | None  # (256, 256), class indices
+
+
+@dataclass(frozen=True, slots=True)
+class Rejected:
+    """One source or frame that did not get in; a row of the quarantine table."""
+
+    source_id: str
+    frame: int | None
+    stage: str
+    reason: str
+    detail: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ShardReport:
+    """What became of a job. `reused`: an earlier run had built the same shard."""
+
+    name: str
+    fingerprint: str
+    samples: int
+    size: int
+    xxh: str
+    rejected: tuple[Rejected, ...] = field(default=())
+    reused: bool = False
+
+    @classmethod
+    def load(cls, path: Path) -> "ShardReport":
+        """Read a report back from the staging folder."""
+        raw = read_json(path)
+        return cls(**raw | {"rejected": tuple(Rejected(**r) for r in raw["rejected"])})
+
+
+def build_shard(job: ShardJob) -> ShardReport:
+    """Build a job's shard in its staging folder, or find it there from an earlier, interrupted run.
+
+    Raises:
+        LakeError: the disk is full or can't be written. Bad sources do not raise; they are in the report.
+    """
+    with explain_os_errors(job.staging, dataset=job.card.name, step="build"):
+        done = _already_built(job)
+        if done is not None:
+            return done
+        rejected: list[Rejected] = []
+        rows: list[dict[str, Any]] = []
+        with replacing(job.staging / f"{job.name}.tar") as file:
+            writer = ShardWriter(file)
+            for batch in _batches(_samples(job, rejected)):
+                rows += _write(job, writer, batch)
+            writer.close()
+        write_part(job.staging / f"{job.name}.parquet", table_of(rows))
+        report = ShardReport(job.name, job.fingerprint, len(rows), writer.size, writer.digest, tuple(rejected))
+        write_json(job.staging / f"{job.name}.json", asdict(report))
+        return report
+
+
+def _already_built(job: ShardJob) -> ShardReport | None:
+    """The report of the same job if its files are in the staging folder, whole."""
+    path = job.staging / f"{job.name}.json"
+    tar = job.staging / f"{job.name}.tar"
+    if not (path.exists() and tar.exists() and path.with_suffix(".parquet").exists()):
+        return None
+    report = ShardReport.load(path)
+    same = report.fingerprint == job.fingerprint and tar.stat().st_size == report.size
+    return report if same and file_xxh(tar) == report.xxh else None
+
+
+def _samples(job: ShardJob, rejected: list[Rejected]) -> Iterator[Sample]:
+    """Samples of all sources in their order; with several threads a few sources are read ahead."""
+    if job.threads == 1:
+        for source in job.sources:
+            yield from _keep(_samples_of(job, source), rejected)
+        return
+    sources = iter(job.sources)
+    with ThreadPoolExecutor(job.threads) as pool:  # decoding and resizing leave Python's lock
+        while ahead := list(islice(sources, 4 * job.threads)):
+            for found in pool.map(lambda s: list(_samples_of(job, s)), ahead):
+                yield from _keep(iter(found), rejected)
+
+
+def _keep(found: Iterator[Sample | Rejected], rejected: list[Rejected]) -> Iterator[Sample]:
+    for one in found:
+        if isinstance(one, Rejected):
+            rejected.append(one)
+        else:
+            yield one
+
+
+def _samples_of(job: ShardJob, source: Source) -> Iterator[Sample | Rejected]:
+    """The samples of one source. The first thing wrong ends it, naming the frames that are missing."""
+    done = 0
+    try:
+        for found in _read(job, source):
+            yield found
+            done += isinstance(found, Sample)
+    except DataError as error:
+        for frame in source.frames[done:]:
+            yield Rejected(
+                source.item.path,
+                frame if source.item.kind == "video" else None,
+                error.step or "read",
+                error.reason,
+                error.message,
+            )
+
+
+def _read(job: ShardJob, source: Source) -> Iterator[Sample | Rejected]:
+    path = job.root / source.item.path
+    if source.recipe is not None:
+        drawn = phantom.render(source.recipe)
+        yield Sample(_row(job, source, 0, drawn.image.shape) | _drawn_row(drawn), drawn.image, drawn.mask)
+    elif source.item.kind == "video":
+        for position, (_, pixels) in enumerate(video.read_frames(path, source.frames)):
+            yield from _sample(job, source, position, pixels)
+    else:
+        yield from _sample(job, source, 0, image.read_image(path))
+
+
+def _sample(job: ShardJob, source: Source, position: int, pixels: NDArray[np.uint8]) -> Iterator[Sample | Rejected]:
+    """The sample of one decoded frame; before it, a rejection of its mask if only that is bad and the card allows it."""
+    card, (height, width) = job.card, pixels.shape[:2]
+    classes = None
+    if source.item.masks and card.masks:
+        try:
+            paths = [job.root / path for path in source.item.masks]
+            classes = mask.read_mask(paths, card.masks, (height, width))
+        except DataError as error:
+            if card.masks.if_bad == "refuse":
+                raise
+            yield Rejected(source.item.masks[0], None, "mask", error.reason, error.message)
+    row = _row(job, source, position, (height, width))
+    if preprocess.colour_share(pixels) > card.colour_limit:
+        row["mode"] = "colour_doppler"
+    box = card.crop or (0, 0, width, height)
+    row |= dict(zip(("crop_x0", "crop_y0", "crop_x1", "crop_y1"), box, strict=True))
+    grey = preprocess.resize(preprocess.to_grey(preprocess.crop(pixels, box)), job.interpolation)
+    if classes is not None and card.masks:
+        classes = preprocess.resize_mask(preprocess.crop(classes, box))
+        row |= {"has_mask": True, "mask_classes": list(card.masks.classes)}
+    yield Sample(row, grey, classes)
+
+
+def _row(job: ShardJob, source: Source, position: int, shape: tuple[int, ...]) -> dict[str, Any]:
+    """The columns that are known without the pixels; an item's own fields go over the card's."""
+    item = source.item
+    row: dict[str, Any] = {
+        **job.card.constants(),
+        **item.fields,
+        "sample_id": source.sample_ids[position],
+        "source_id": item.path,
+        "source_xxh": source.xxh,
+        "organ": item.organ,
+        "organ_group": organ_group_of(item.organ),
+        "height": shape[0],
+        "width": shape[1],
+        "has_mask": False,
+    }
+    if item.kind == "video":
+        row |= {"frame": source.frames[position], "n_frames": source.n_frames, "fps": source.fps}
+    return row
+
+
+def _drawn_row(drawn: phantom.Phantom) -> dict[str, Any]:
+    size = drawn.image.shape[0]
+    mask_columns = {"has_mask": drawn.mask is not None, "mask_classes": list(drawn.mask_classes) or None}
+    return {**drawn.fields, **mask_columns, "crop_x0": 0, "crop_y0": 0, "crop_x1": size, "crop_y1": size}
+
+
+def _batches(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
+    while batch := list(islice(samples, _BATCH)):
+        yield batch
+
+
+def _write(job: ShardJob, writer: ShardWriter, batch: list[Sample]) -> Iterator[dict[str, Any]]:
+    """Hash, encode and append a batch; give the finished rows."""
+    pixels = np.stack([sample.image for sample in batch])
+    hashes = preprocess.phash(pixels)
+    for sample, file, phash in zip(batch, png.encode(pixels), hashes, strict=True):
+        row = sample.row | {"pixel_xxh": xxhash.xxh3_128(sample.image.tobytes()).hexdigest(), "phash": int(phash)}
+        encoded = None if sample.mask is None else mask.encode_mask(sample.mask)
+        place = writer.add(row, file.tobytes(), encoded)
+        yield row | place | {"shard": f"shards/{job.card.name}/{job.name}.tar"}

@@ -1,0 +1,180 @@
+"""Make a built data set visible, all of it at once.
+
+Order: take the old catalog part away, move the shards, write quarantine and manifest, put the new catalog part last. A
+reader sees the old data set, or none, or the new one, never a mixture; a run killed anywhere in between is finished by
+running the same command again, because every step may be repeated.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from ingest.build import Rejected, ShardReport
+from ingest.plan import ShardJob
+from usdata.catalog import canonical, read_part, write_duckdb, write_part
+from usdata.files import explain_os_errors, file_xxh, read_json, sync_folder, write_json
+from usdata.lake import Lake
+from usdata.schema import QUARANTINE, SAMPLES, table_of
+from usdata.shards import read_rows
+
+
+def committed_shards(lake: Lake, dataset: str) -> dict[str, dict[str, Any]]:
+    """What the manifest says of a data set's shards: name -> fingerprint, size, xxh, samples, rejected."""
+    path = lake.manifest(dataset)
+    return read_json(path)["shards"] if path.exists() else {}
+
+
+def clear_stale(staging: Path, jobs: list[ShardJob]) -> None:
+    """Remove what an interrupted run left in the staging folder, but for shards of exactly these jobs."""
+    wanted = {job.name: job.fingerprint for job in jobs}
+    for path in staging.iterdir():
+        report = staging / f"{path.stem}.json"
+        whole = path.stem in wanted and not path.name.startswith(".") and report.exists()
+        if not whole or ShardReport.load(report).fingerprint != wanted[path.stem]:
+            path.unlink(missing_ok=True)
+
+
+def find_finished(lake: Lake, job: ShardJob, known: dict[str, dict[str, Any]]) -> ShardReport | None:
+    """The report of a job whose shard is already in its final place, its bytes checked against their hash."""
+    record = known.get(job.name)
+    staged = job.staging / f"{job.name}.json"
+    if record is None or record["fingerprint"] != job.fingerprint:
+        if not staged.exists():
+            return None
+        report = ShardReport.load(staged)  # moved by a commit that was killed
+    else:
+        rejected = tuple(Rejected(**r) for r in record["rejected"])
+        report = ShardReport(job.name, job.fingerprint, record["samples"], record["size"], record["xxh"], rejected)
+    if report.fingerprint != job.fingerprint:
+        return None
+    tar = lake.shard_folder(job.card.name) / f"{job.name}.tar"
+    if report.samples and not (tar.exists() and tar.stat().st_size == report.size and file_xxh(tar) == report.xxh):
+        return None
+    return report
+
+
+def quarantine_table(dataset: str, rejected: list[Rejected]) -> pa.Table:
+    """Rejections as the quarantine's rows, sorted by source, frame, stage."""
+    rows = [
+        {
+            "dataset": dataset,
+            "source_id": r.source_id,
+            "frame": r.frame,
+            "stage": r.stage,
+            "reason": r.reason,
+            "detail": r.detail,
+        }
+        for r in sorted(rejected, key=lambda r: (r.source_id, -1 if r.frame is None else r.frame, r.stage, r.reason))
+    ]
+    return canonical(table_of(rows, QUARANTINE), QUARANTINE)
+
+
+def commit(
+    lake: Lake, dataset: str, reports: list[ShardReport], rejected: list[Rejected], record: dict[str, Any]
+) -> bool:
+    """Put a data set's finished shards, quarantine, manifest and catalog part in place.
+
+    Args:
+        reports: of all jobs, in their order; shards without a sample are left out of the lake.
+        rejected: what did not get in, from listing, scanning and building.
+        record: what else the manifest should say (card digest, interpolation, counts).
+
+    Returns:
+        False if everything was in place already and nothing was written.
+
+    Raises:
+        LakeError: the disk is full or can't be written.
+    """
+    kept = [report for report in reports if report.samples]
+    staging = lake.staging(dataset)
+    with explain_os_errors(lake.root, dataset=dataset, step="commit"):
+        table = _catalog_table(lake, dataset, kept)
+        write_part(staging / "catalog.parquet", table)
+        write_part(staging / "quarantine.parquet", quarantine_table(dataset, rejected))
+        manifest = record | {
+            "dataset": dataset,
+            "shards": {r.name: _shard_record(r) for r in reports},
+            "catalog_xxh": file_xxh(staging / "catalog.parquet"),
+            "quarantine_xxh": file_xxh(staging / "quarantine.parquet"),
+        }
+        if _in_place(lake, dataset, manifest):
+            shutil.rmtree(staging)
+            return False
+        lake.catalog_part(dataset).unlink(missing_ok=True)
+        _move_shards(lake, dataset, kept)
+        _move(staging / "quarantine.parquet", lake.quarantine_part(dataset))
+        write_json(lake.manifest(dataset), manifest)
+        if kept:
+            _move(staging / "catalog.parquet", lake.catalog_part(dataset))
+        write_duckdb(lake)
+        shutil.rmtree(staging)
+    return True
+
+
+def _shard_record(report: ShardReport) -> dict[str, Any]:
+    rejected = [
+        {"source_id": r.source_id, "frame": r.frame, "stage": r.stage, "reason": r.reason, "detail": r.detail}
+        for r in report.rejected
+    ]
+    return {
+        "fingerprint": report.fingerprint,
+        "samples": report.samples,
+        "size": report.size,
+        "xxh": report.xxh,
+        "rejected": rejected,
+    }
+
+
+def _catalog_table(lake: Lake, dataset: str, reports: list[ShardReport]) -> pa.Table:
+    """The rows of all shards: from the staging folder where the shard was just built, else from the shard itself."""
+    parts = []
+    for report in reports:
+        staged = lake.staging(dataset) / f"{report.name}.parquet"
+        if staged.exists():
+            parts.append(read_part(staged))
+        else:
+            tar = lake.shard_folder(dataset) / f"{report.name}.tar"
+            parts.append(table_of(read_rows(tar, f"shards/{dataset}/{tar.name}")))
+    return (
+        canonical(pa.concat_tables([canonical(p, SAMPLES, coded=False) for p in parts]), SAMPLES)
+        if parts
+        else (SAMPLES.empty_table())
+    )
+
+
+def _in_place(lake: Lake, dataset: str, manifest: dict[str, Any]) -> bool:
+    """Whether the lake already holds exactly this; the shards' own bytes were checked by `find_finished`."""
+    staged = list(lake.staging(dataset).glob("*.tar"))
+    part, path = lake.catalog_part(dataset), lake.manifest(dataset)
+    empty = not any(r["samples"] for r in manifest["shards"].values())
+    if staged or not path.exists() or read_json(path) != manifest:
+        return False
+    quarantine = lake.quarantine_part(dataset)
+    if not quarantine.exists() or file_xxh(quarantine) != manifest["quarantine_xxh"]:
+        return False
+    if empty:
+        return not part.exists()
+    names = {f"{name}.tar" for name, r in manifest["shards"].items() if r["samples"]}
+    extra = {p.name for p in lake.shard_folder(dataset).iterdir()} - names
+    return not extra and part.exists() and file_xxh(part) == manifest["catalog_xxh"]
+
+
+def _move_shards(lake: Lake, dataset: str, reports: list[ShardReport]) -> None:
+    folder = lake.shard_folder(dataset)
+    folder.mkdir(parents=True, exist_ok=True)
+    for report in reports:
+        staged = lake.staging(dataset) / f"{report.name}.tar"
+        if staged.exists():
+            staged.replace(folder / staged.name)
+    names = {f"{report.name}.tar" for report in reports}
+    for left_over in [p for p in folder.iterdir() if p.name not in names]:
+        left_over.unlink()
+    sync_folder(folder)
+
+
+def _move(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    source.replace(target)
+    sync_folder(target.parent)

@@ -1,0 +1,76 @@
+"""Divide a data set's sources into shard jobs: one organ each, at most 1,000 samples, the same for any worker count."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import xxhash
+
+from ingest.card import Card, card_digest
+from ingest.scan import Source
+from usdata.shards import MAX_SAMPLES
+
+PIPELINE = 1  # raise it when the same sources would give other bytes: then reruns build anew
+
+
+@dataclass(frozen=True, slots=True)
+class ShardJob:
+    """All that one worker needs to build one shard, and the hash of it."""
+
+    card: Card
+    root: Path
+    staging: Path
+    name: str
+    sources: tuple[Source, ...]
+    interpolation: str
+    threads: int
+    fingerprint: str
+
+
+def plan_shards(
+    card: Card, root: Path, staging: Path, sources: list[Source], interpolation: str, workers: int
+) -> list[ShardJob]:
+    """The shard jobs of a data set, by organ and path."""
+    digest = card_digest(card)
+    by_organ: dict[str, list[Source]] = {}
+    for source in sources:
+        by_organ.setdefault(source.item.organ, []).append(source)
+    parts = [
+        (f"{card.name}-{organ}-{number:06d}", tuple(part))
+        for organ in sorted(by_organ)
+        for number, part in enumerate(_fill(by_organ[organ]))
+    ]
+    threads = max(1, workers // max(1, len(parts)))  # fewer shards than workers: share a shard's decoding
+    return [
+        ShardJob(card, root, staging, name, part, interpolation, threads, _fingerprint(digest, interpolation, part))
+        for name, part in parts
+    ]
+
+
+def _fill(sources: list[Source]) -> Iterator[list[Source]]:
+    """Parts of at most MAX_SAMPLES frames; a clip that is longer than the room left is divided."""
+    part: list[Source] = []
+    room = MAX_SAMPLES
+    for source in sources:
+        start = 0
+        while start < len(source.frames):
+            stop = min(start + room, len(source.frames))
+            ids = source.sample_ids[start:stop]
+            part.append(replace(source, frames=source.frames[start:stop], sample_ids=ids))
+            room -= stop - start
+            start = stop
+            if not room:
+                yield part
+                part, room = [], MAX_SAMPLES
+    if part:
+        yield part
+
+
+def _fingerprint(digest: str, interpolation: str, sources: tuple[Source, ...]) -> str:
+    """xxh3_128 of everything that the shard's bytes depend on."""
+    inputs = [
+        (s.item.path, s.item.kind, sorted(s.item.fields.items()), s.xxh, s.mask_xxh, s.sample_ids, repr(s.recipe))
+        for s in sources
+    ]
+    return xxhash.xxh3_128(json.dumps([PIPELINE, digest, interpolation, inputs], default=str)).hexdigest()

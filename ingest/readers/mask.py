@@ -1,0 +1,186 @@
+"""Mask files -> class indices. Masks come as 1-bit, grey, palette, RGB and RGBA, filled or as outlines."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from ingest.card import Masks
+from ingest.preprocess import nearest_neighbour
+from ingest.readers.image import image_format, open_with_pillow, read_bytes, to_8_bits
+from usdata.errors import DataError
+
+
+def read_mask(paths: Sequence[Path], spec: Masks, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """The mask of one image, from one file or several.
+
+    Where files overlap, the class that stands later in `spec.classes` wins; with two classes that is OR.
+
+    Args:
+        paths: the mask files of the image.
+        spec: the card's `masks`.
+        shape: (height, width) of the image.
+
+    Returns:
+        uint8, `shape`, each pixel the position of its class in `spec.classes`.
+
+    Raises:
+        DataError: step mask; reasons mask_size (another size than the image), mask_value (a number or colour that the
+            card does not list, or nothing above the threshold), mask_open_outline, and those of `read_image`.
+    """
+    merged = np.zeros(shape, np.uint8)
+    for path in paths:
+        try:
+            mask = _classes(_open(path), spec, path)
+            if mask.shape != shape:
+                mask = _fit(mask, spec, shape)
+        except DataError as error:
+            raise DataError(error.reason, f"{path.name}: {error.message}", step="mask") from error
+        merged = np.maximum(merged, mask)
+    return merged
+
+
+def encode_mask(mask: NDArray[np.uint8]) -> bytes:
+    """A mask as the lake stores it: 8-bit grey PNG of class indices, compressed (level 6, no row filter)."""
+    options = [cv2.IMWRITE_PNG_COMPRESSION, 6, cv2.IMWRITE_PNG_FILTER, cv2.IMWRITE_PNG_FILTER_NONE]
+    done, encoded = cv2.imencode(".png", np.ascontiguousarray(mask), options)
+    if not done:
+        raise DataError("mask_value", "The mask can't be encoded.", step="mask")
+    return encoded.tobytes()
+
+
+def fill_outline(curve: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """A drawn closed curve together with what it encloses; an already filled shape stays as it is.
+
+    A curve that runs out of the image is closed along the sides that it touches. Inside is what a flood from beyond
+    the border (4 neighbours, so it does not slip through a diagonal step of a one-pixel line) does not reach.
+
+    Args:
+        curve: (H, W).
+
+    Raises:
+        DataError: a thin line that encloses nothing (reason mask_open_outline).
+    """
+    filled = np.zeros_like(curve)
+    count, parts = cv2.connectedComponents(curve.astype(np.uint8), connectivity=8)
+    for number in range(1, count):
+        filled |= _fill_one(parts == number)
+    return filled
+
+
+def _fill_one(curve: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    framed = np.pad(curve, 1).astype(np.uint8)
+    filled = _holes_filled(framed)
+    if filled.sum() > curve.sum() or cv2.erode(framed, np.ones((3, 3), np.uint8)).any():
+        return filled
+    for side in ((0, ...), (-1, ...), (..., 0), (..., -1)):  # open: close it along the border it touches
+        framed[side] |= np.uint8(curve[side].any())
+    closed = _holes_filled(framed)
+    if closed.sum() <= curve.sum():
+        raise DataError("mask_open_outline", f"An outline of {int(curve.sum())} pixels encloses nothing.", step="mask")
+    return closed
+
+
+def _holes_filled(framed: NDArray[np.uint8]) -> NDArray[np.bool_]:
+    outside = np.pad(framed, 1)
+    cv2.floodFill(outside, None, (0, 0), 2, flags=4)
+    return outside[2:-2, 2:-2] != 2
+
+
+def _fit(mask: NDArray[np.uint8], spec: Masks, shape: tuple[int, int]) -> NDArray[np.uint8]:
+    if spec.other_size == "resize":
+        return nearest_neighbour(mask, shape)
+    height, width = mask.shape
+    text = f"The mask has {width} x {height} pixels, its image {shape[1]} x {shape[0]}."
+    raise DataError("mask_size", text, step="mask")
+
+
+def _open(path: Path) -> Image.Image:
+    content = read_bytes(path)
+    return open_with_pillow(content, image_format(content))
+
+
+def _classes(image: Image.Image, spec: Masks, path: Path) -> NDArray[np.uint8]:
+    if spec.kind == "index":
+        return _look_up(_stored_numbers(image), spec)
+    rgb = _opaque_rgb(image)
+    if spec.kind == "colour":
+        return _look_up_colours(rgb, spec)
+    grey = rgb.max(axis=2)
+    inside = grey > spec.threshold
+    if grey.any() and not inside.any():
+        text = f"No value exceeds the threshold {spec.threshold}; the largest is {int(grey.max())}."
+        raise DataError("mask_value", text, step="mask")
+    if spec.kind == "outline":
+        inside = fill_outline(inside)
+    name = spec.classes[1]
+    if spec.by_path is not None:
+        found = [name for pattern, name in spec.by_path.items() if re.search(pattern, path.as_posix())]
+        if len(set(found)) != 1:
+            raise DataError("mask_value", f"The file name fits {len(found)} classes of masks.by_path.", step="mask")
+        name = found[0]
+    return inside.astype(np.uint8) * np.uint8(spec.classes.index(name))
+
+
+def _opaque_rgb(image: Image.Image) -> NDArray[np.uint8]:
+    """RGB of a mask, in which see-through pixels are black. Transparency that is the same everywhere says nothing.
+
+    Raises:
+        DataError: all black, and only the transparency varies: the mask may be in it, or not (reason mask_value).
+    """
+    if image.mode[0] == "I":
+        grey = to_8_bits(np.asarray(image))
+        return np.repeat(grey[..., None], 3, axis=2)
+    rgba = np.array(image.convert("RGBA"))
+    rgb, alpha = rgba[..., :3], rgba[..., 3]
+    if alpha.min() < alpha.max():
+        if not rgb.any():
+            raise DataError("mask_value", "Everything is black and only the transparency varies.", step="mask")
+        rgb[alpha < 128] = 0
+    return rgb
+
+
+def _stored_numbers(image: Image.Image) -> NDArray[np.uint8]:
+    """The numbers in the file: palette indices, not their colours; grey levels, not scaled ones."""
+    values = np.asarray(image)
+    if image.mode in ("LA", "RGB", "RGBA"):
+        colour = values[..., :1] if image.mode == "LA" else values[..., :3]
+        if (colour != colour[..., :1]).any():
+            raise DataError("mask_value", "Colours where class numbers are expected; see masks.kind.", step="mask")
+        values = colour[..., 0]
+    if values.ndim != 2 or values.dtype.kind not in "biu" or values.min() < 0 or values.max() > 255:
+        raise DataError("mask_value", f"Pixels of the kind {image.mode!r} are no class numbers.", step="mask")
+    return values.astype(np.uint8)
+
+
+def _look_up(numbers: NDArray[np.uint8], spec: Masks) -> NDArray[np.uint8]:
+    values = spec.values or dict(enumerate(spec.classes))
+    table = np.full(256, 255, np.uint8)
+    known = np.zeros(256, bool)
+    for number, name in values.items():
+        table[number], known[number] = spec.classes.index(name), True
+    unknown = np.flatnonzero(np.bincount(numbers.ravel(), minlength=256).astype(bool) & ~known)
+    if unknown.size:
+        text = f"The numbers {', '.join(map(str, unknown[:8]))} are not on the card."
+        raise DataError("mask_value", text, step="mask")
+    return table[numbers]
+
+
+def _look_up_colours(rgb: NDArray[np.uint8], spec: Masks) -> NDArray[np.uint8]:
+    assert spec.colours is not None  # the card's own check
+    codes = rgb.astype(np.uint32) @ np.array([65536, 256, 1], np.uint32)
+    out = np.zeros(codes.shape, np.uint8)
+    left = np.ones(codes.shape, bool)
+    for colour, name in spec.colours.items():
+        red, green, blue = map(int, colour.split(","))
+        here = codes == red * 65536 + green * 256 + blue
+        out[here] = spec.classes.index(name)
+        left &= ~here
+    if left.any():
+        red, green, blue = rgb[left][0]
+        raise DataError("mask_value", f"The colour {red},{green},{blue} is not on the card.", step="mask")
+    return out

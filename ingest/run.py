@@ -1,0 +1,317 @@
+"""Bring one data set into a lake: list, scan, plan, build every shard, commit.
+
+`ingest` does it on this machine; Prefect's flow calls the same `prepare`, `build_shard` and `finish` as its tasks.
+"""
+
+import fcntl
+import multiprocessing
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ingest import generated
+from ingest.build import Rejected, ShardReport, build_shard
+from ingest.card import Card, card_digest
+from ingest.commit import clear_stale, commit, committed_shards, find_finished
+from ingest.layout import Listing, Problem, list_items
+from ingest.plan import ShardJob, plan_shards
+from ingest.readers import sniff
+from ingest.scan import Source, refuse_dicom, scan
+from usdata.errors import CardError, LakeError
+from usdata.files import explain_os_errors
+from usdata.lake import Lake
+
+Progress = Callable[[str, int, int], None]  # stage, done, total
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """Where every file of a source went: files = used + ignored + quarantined ones; samples can exceed items (video)."""
+
+    files: int
+    ignored: int
+    items: int
+    samples: int
+    quarantined: int
+    copies: int  # items that are byte-identical to an earlier one
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is to be built, and what was already found wrong."""
+
+    card: Card
+    lake: Lake
+    listing: Listing
+    sources: list[Source]
+    jobs: list[ShardJob]
+    finished: dict[str, ShardReport]  # jobs whose shard is already right, by name
+    problems: list[Problem]
+
+
+@dataclass(frozen=True, slots=True)
+class IngestReport:
+    """The outcome of an ingest, for people and for tests."""
+
+    dataset: str
+    counts: Counts
+    reasons: dict[str, int]  # quarantine reason -> how many
+    first: list[Rejected]  # a few rejections to show
+    notes: list[str]
+    built: int  # shards
+    reused: int
+    changed: bool
+    organs: dict[str, int] = field(default_factory=dict)
+
+
+def _silent(stage: str, done: int, total: int) -> None:
+    return None
+
+
+def prepare(
+    card: Card,
+    source: Path | None,
+    lake: Lake,
+    *,
+    workers: int = 1,
+    count: int | None = None,
+    progress: Progress = _silent,
+) -> Plan:
+    """List and scan the source, and divide it into shard jobs; writes nothing but the staging folder.
+
+    Args:
+        source: folder of files; None for a generated data set.
+        workers: threads for scanning, and what the jobs may use.
+        count: number of images of a generated data set.
+
+    Raises:
+        CardError: the card is private or does not fit the files, or DICOM was found.
+        UsdataError: the folder is missing or empty.
+    """
+    _refuse_private(card)
+    if card.generator:
+        listing, sources = generated.sources(card, count)
+        problems: list[Problem] = []
+        root = Path()
+    else:
+        root = _folder(card, source)
+        listing = list_items(card, root)
+        _refuse_dicom_among(card, root, listing.problems)
+        total = len(listing.items)
+        sources, problems = scan(card, root, listing.items, workers, _counter(progress, "scan", total))
+    staging = lake.staging(card.name)
+    with explain_os_errors(lake.root, dataset=card.name, step="plan"):
+        staging.mkdir(parents=True, exist_ok=True)
+    jobs = plan_shards(card, root.absolute(), staging.absolute(), sources, lake.info["interpolation"], workers)
+    clear_stale(staging, jobs)
+    known = committed_shards(lake, card.name)
+    finished = {job.name: report for job in jobs if (report := find_finished(lake, job, known))}
+    return Plan(card, lake, listing, sources, jobs, finished, [*listing.problems, *problems])
+
+
+def _refuse_private(card: Card) -> None:
+    if card.deid_profile != "public":
+        raise CardError(
+            "The card says `deid_profile: private`. Private data is refused until de-identification is part of usdata; "
+            "nothing was read.",
+            dataset=card.name,
+            step="list",
+            hint="If the files were published by their owner, write `deid_profile: public` into the card.",
+        )
+    if card.layout is None and not card.generator:
+        raise CardError(
+            f"The files' layout is not known: {card.needs}",
+            dataset=card.name,
+            step="list",
+            hint="Copy the card, add a layout, and run:  usdata ingest --card my.yaml --from DIR",
+        )
+
+
+def _folder(card: Card, source: Path | None) -> Path:
+    if source is None:
+        raise CardError(
+            f"Where are the files of {card.name!r}?",
+            dataset=card.name,
+            step="list",
+            hint=f"usdata ingest {card.name} --from PATH      What to download: usdata datasets {card.name}",
+        )
+    return source
+
+
+def _refuse_dicom_among(card: Card, root: Path, problems: Iterable[Problem]) -> None:
+    """Files that no pattern fits might be DICOM, whose very paths can name a patient: look before storing a path."""
+    for problem in problems:
+        path = root / problem.path
+        if path.is_file() and sniff.is_dicom(path):
+            raise refuse_dicom(card.name)
+
+
+def _counter(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
+    done = 0
+
+    def advance(step: int) -> None:
+        nonlocal done
+        done += step
+        progress(stage, done, total)
+
+    return advance
+
+
+def open_jobs(plan: Plan) -> list[ShardJob]:
+    """The jobs that are not finished yet."""
+    return [job for job in plan.jobs if job.name not in plan.finished]
+
+
+def build_all(jobs: list[ShardJob], workers: int) -> Iterator[ShardReport]:
+    """Build shards in `workers` processes (one: in this process); reports come in the order of the jobs.
+
+    Raises:
+        LakeError: the disk is full, or a worker process died.
+    """
+    if workers <= 1 or len(jobs) <= 1:
+        yield from map(build_shard, jobs)
+        return
+    context = multiprocessing.get_context("spawn")  # a forked copy of Arrow's and OpenCV's threads would hang
+    try:
+        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
+            yield from pool.map(build_shard, jobs)
+    except BrokenProcessPool as error:
+        raise LakeError(
+            "A worker process died (killed, or out of memory).",
+            dataset=jobs[0].card.name,
+            step="build",
+            hint="Run the same command again: finished shards are kept. Fewer --workers need less memory.",
+        ) from error
+
+
+def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:
+    """Commit the shards of a plan and say what happened to every file."""
+    fresh = {report.name: report for report in built}
+    reports = [plan.finished.get(job.name) or fresh[job.name] for job in plan.jobs]
+    rejected = [Rejected(p.path, None, p.stage, p.reason, p.detail) for p in plan.problems]
+    rejected += [r for report in reports for r in report.rejected]
+    counts = _counts(plan, reports, rejected)
+    record = {
+        "card_digest": card_digest(plan.card),
+        "interpolation": plan.lake.info["interpolation"],
+        "counts": {name: getattr(counts, name) for name in Counts.__slots__},
+    }
+    changed = commit(plan.lake, plan.card.name, reports, rejected, record)
+    organs: Counter[str] = Counter()
+    for job, report in zip(plan.jobs, reports, strict=True):
+        organs[job.sources[0].item.organ] += report.samples
+    return IngestReport(
+        dataset=plan.card.name,
+        counts=counts,
+        reasons=dict(Counter(r.reason for r in rejected).most_common()),
+        first=sorted(rejected, key=lambda r: r.source_id)[:5],
+        notes=[*plan.listing.notes, *_compare(plan.card, plan.listing, counts)],
+        built=len(fresh),
+        reused=len(plan.finished),
+        changed=changed,
+        organs=dict(organs),
+    )
+
+
+def _counts(plan: Plan, reports: list[ShardReport], rejected: list[Rejected]) -> Counts:
+    items = len(plan.listing.items)
+    distinct = len({source.xxh for source in plan.sources})
+    return Counts(
+        files=plan.listing.files,
+        ignored=plan.listing.ignored,
+        items=items,
+        samples=sum(report.samples for report in reports),
+        quarantined=len(rejected),
+        copies=len(plan.sources) - distinct,
+    )
+
+
+def _compare(card: Card, listing: Listing, counts: Counts) -> list[str]:
+    """Notes where the source differs from the published counts by more than 2 %."""
+    notes = []
+    kinds = Counter(item.kind for item in listing.items)
+    for kind, expected in (("image", card.expect.images), ("video", card.expect.videos)):
+        if expected and abs(kinds[kind] - expected) > 0.02 * expected:
+            notes.append(f"{kinds[kind]} {kind}s found; {expected} were published")
+    labels = Counter(str(item.fields.get("label")) for item in listing.items)
+    for label, expected in card.expect.label.items():
+        if abs(labels[label] - expected) > 0.02 * expected:
+            notes.append(f"{labels[label]} items labelled {label!r} found; {expected} were published")
+    if counts.copies:
+        notes.append(f"{counts.copies} files are byte-identical copies of another one; kept, and equal in source_xxh")
+    return notes
+
+
+@contextmanager
+def only_ingest(lake: Lake, dataset: str) -> Iterator[None]:
+    """Hold the lock that keeps two ingests of one data set apart; it goes with the process, however that ends.
+
+    Raises:
+        LakeError: another process is ingesting the data set.
+    """
+    path = lake.root / ".staging" / f"{dataset}.lock"
+    with explain_os_errors(lake.root, dataset=dataset, step="lock"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise LakeError(
+                "Another process is ingesting this data set into this lake.",
+                dataset=dataset,
+                step="lock",
+                hint="Wait for it to end, then run the command again.",
+            ) from error
+        yield
+
+
+def ingest(
+    card: Card,
+    source: Path | None,
+    lake: Lake,
+    *,
+    workers: int = 1,
+    count: int | None = None,
+    progress: Progress = _silent,
+) -> IngestReport:
+    """Bring a data set into the lake, or bring it up to date; what is already right is not built again.
+
+    Args:
+        card: what the files are.
+        source: the folder that holds them; None for a generated data set.
+        workers: processes that build shards; the result is the same for any number.
+        count: number of images of a generated data set.
+        progress: called with (stage, done, total).
+
+    Raises:
+        CardError, LakeError, DataError: see `prepare`, `build_all`, `finish`.
+    """
+    with only_ingest(lake, card.name):
+        plan = prepare(card, source, lake, workers=workers, count=count, progress=progress)
+        jobs = open_jobs(plan)
+        built = []
+        for report in build_all(jobs, workers):
+            built.append(report)
+            progress("build", len(built), len(jobs))
+        return finish(plan, built)
+
+
+def as_record(report: IngestReport) -> dict[str, Any]:
+    """A report as plain numbers and words, for `--json` and for run logs."""
+    counts = {name: getattr(report.counts, name) for name in Counts.__slots__}
+    return {
+        "dataset": report.dataset,
+        **counts,
+        "organs": report.organs,
+        "reasons": report.reasons,
+        "notes": report.notes,
+        "shards_built": report.built,
+        "shards_reused": report.reused,
+        "changed": report.changed,
+    }

@@ -1,0 +1,226 @@
+"""What a run is: `RunConfig`, and how preset, YAML file and `--set key=value` become one.
+
+Later wins: the recipe's preset, then the file, then each `--set` in order. A key is a field of `RunConfig`
+(`steps`), or a field of the recipe's own config, bare (`mask_ratio`) or in full (`recipe_config.mask_ratio`).
+Nothing unknown is ignored: a key that nobody has is an error with the nearest name.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from training.recipes import registry
+from usdata.errors import ConfigError, nearest
+
+M = TypeVar("M", bound=BaseModel)
+
+# These do not touch the weights, so a run may be resumed with other values of them.
+FREE_ON_RESUME = frozenset(
+    {
+        "workers",
+        "device",
+        "log_every",
+        "checkpoint_every",
+        "probe_every",
+        "probe_images",
+        "probe_label",
+        "pictures_every",
+        "picture_images",
+    }
+)
+
+
+class RunConfig(BaseModel):
+    """Everything that decides a pretraining run, but the cohort and the place it writes to.
+
+    Defaults marked "MAE" are those of the official MAE code, which D2MAE's paper follows; the others are ours.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    recipe: str
+    preset: str
+    seed: int = Field(0, ge=0)  # of the weights, the order of the images, and every draw
+
+    steps: int = Field(gt=0)  # optimiser steps; epochs are only counted, never set
+    batch_size: int = Field(gt=0)  # images per optimiser step, over all ranks and micro-batches
+    accumulate: int = Field(1, gt=0)  # micro-batches per optimiser step and rank
+    base_lr: float = Field(1.5e-4, ge=0)  # MAE: peak learning rate at a batch of 256 images
+    lr: float | None = Field(None, ge=0)  # peak learning rate itself; None: base_lr * batch_size / 256
+    min_lr: float = Field(0.0, ge=0)  # MAE: learning rate after the last step
+    warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps with rising rate; MAE: 40 of 800 epochs
+    weight_decay: float = Field(0.05, ge=0)  # MAE; never on biases, norms and other 1-D parameters
+    betas: tuple[float, float] = (0.9, 0.95)  # MAE
+    clip_grad: float | None = Field(None, gt=0)  # largest gradient norm; None: as it comes (MAE)
+
+    precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where a GPU supports it, else fp32
+    compile: bool | Literal["auto"] = "auto"  # auto: on a GPU only; on a CPU it costs a minute and gains nothing
+    device: str = "auto"  # auto, cpu, cuda, cuda:1
+
+    gamma: float | None = 0.5  # P(group) ~ N^gamma: 1 proportional, 0.5 1/sqrt(N) per image, 0 uniform; null: no draws
+    by: str = "organ"  # the catalog column that makes the groups
+    epoch_size: int | None = Field(None, gt=0)  # images per epoch; None: as many as the cohort has
+    workers: int = Field(0, ge=0)  # threads that prepare batches ahead
+
+    log_every: int = Field(10, gt=0)  # steps between looks at the device; every step is logged all the same
+    checkpoint_every: int = Field(500, gt=0)
+    probe_every: int = Field(0, ge=0)  # kNN probe and effective rank; 0: never
+    probe_images: int = Field(512, gt=1)  # at most so many images of the cohort, drawn once
+    probe_label: str | None = None  # catalog column; None: `label` where there are two of it, else `organ`
+    pictures_every: int = Field(0, ge=0)  # reconstructions as PNG; 0: never
+    picture_images: int = Field(6, gt=0)
+
+    recipe_config: dict[str, Any] = Field(default_factory=dict)  # the recipe's own, complete with its defaults
+
+    @model_validator(mode="after")
+    def _sizes_fit(self) -> "RunConfig":
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+        if self.min_lr > self.peak_lr:
+            raise ValueError(f"min_lr {self.min_lr} is above the peak learning rate {self.peak_lr}")
+        return self
+
+    @property
+    def peak_lr(self) -> float:
+        """Learning rate after the warm-up: `lr`, or `base_lr` scaled linearly with the batch (MAE)."""
+        return self.base_lr * self.batch_size / 256 if self.lr is None else self.lr
+
+    @property
+    def warmup_steps(self) -> int:
+        """Steps until the peak learning rate is reached; 0.005 of 80,000 steps (40 of 8,000 epochs) are 400."""
+        return round(self.warmup * self.steps)
+
+    @property
+    def hash(self) -> str:
+        """16 hex digits that change with any value; key order and machine do not matter."""
+        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def presets(recipe: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The presets of a recipe: name -> {"recipe": overrides of its config, "run": overrides of `RunConfig`}.
+
+    Raises:
+        ConfigError: no recipe of that name.
+    """
+    return dict(registry.get(recipe)[0].presets)
+
+
+def resolve(recipe: str, preset: str | None = None, file: Path | None = None, sets: Sequence[str] = ()) -> RunConfig:
+    """Preset, then file, then settings, checked and complete.
+
+    Args:
+        recipe: name of a registered recipe.
+        preset: name of one of its presets; None: the file's, else "micro".
+        file: YAML or JSON mapping of `RunConfig` fields; the `config.json` of an earlier run is one too.
+        sets: "key=value" each, the value as YAML writes it (`0.5`, `true`, `[1, 2]`, `null`).
+
+    Raises:
+        ConfigError: unknown recipe, preset or key (with the nearest), or a value out of range.
+    """
+    known = presets(recipe)
+    from_file = _read(file, recipe) if file else {}
+    preset = preset or str(from_file.get("preset", "micro"))
+    if preset not in known:
+        raise ConfigError(
+            f"Recipe {recipe!r} has no preset {preset!r}.{nearest(preset, known)}", hint=f"Presets: {', '.join(known)}"
+        )
+    values: dict[str, Any] = {"recipe_config": {}}
+    _overlay(values, known[preset].get("run", {}), recipe)
+    _overlay(values, {"recipe_config": known[preset].get("recipe", {})}, recipe)
+    _overlay(values, {k: v for k, v in from_file.items() if k not in ("recipe", "preset")}, recipe)
+    for text in sets:
+        _overlay(values, _setting(text), recipe)
+    values["recipe_config"] = recipe_config(recipe, values["recipe_config"]).model_dump(mode="json")
+    return _validated(RunConfig, {**values, "recipe": recipe, "preset": preset}, "run")
+
+
+def recipe_config(recipe: str, values: Mapping[str, Any]) -> BaseModel:
+    """The recipe's own frozen config object from plain values.
+
+    Raises:
+        ConfigError: unknown recipe or key, or a value out of range.
+    """
+    return _validated(registry.get(recipe)[1], dict(values), f"recipe {recipe}")
+
+
+def _validated(model: type[M], values: dict[str, Any], what: str) -> M:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        lines = []
+        for e in error.errors():
+            key = ".".join(str(part) for part in e["loc"])
+            if e["type"] == "extra_forbidden":
+                lines.append(f"no key {key!r}.{nearest(key, model.model_fields)}")
+            else:
+                message = e["msg"].removeprefix("Value error, ")
+                lines.append(f"{key} = {e['input']!r}: {message}" if key else message)
+        raise ConfigError(f"The {what} config is wrong: {'; '.join(lines)}") from error
+
+
+def _read(file: Path, recipe: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"Cannot read the config file {file}: {error.strerror}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file} is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} holds no mapping of keys to values.", hint="Write lines such as:  steps: 1000")
+    if isinstance(content.get("config"), dict):  # the config.json of a run wraps it in facts about that run
+        content = content["config"]
+    if content.get("recipe", recipe) != recipe:
+        raise ConfigError(f"{file} is for recipe {content['recipe']!r}, not {recipe!r}.")
+    return content
+
+
+def _setting(text: str) -> dict[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise ConfigError(f"Cannot read the setting {text!r}.", hint="Write it as key=value, e.g. --set steps=1000")
+    try:
+        parsed = yaml.safe_load(value)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"Cannot read the value of {text!r} as YAML: {error}") from error
+    for part in reversed(key.strip().split(".")):
+        parsed = {part: parsed}
+    return dict(parsed)
+
+
+def _overlay(values: dict[str, Any], changes: Mapping[str, Any], recipe: str) -> None:
+    """Put `changes` over `values` in place; bare keys of the recipe's config find their way there."""
+    own = registry.get(recipe)[1].model_fields
+    run = RunConfig.model_fields.keys() - {"recipe", "preset"}
+    for key, value in changes.items():
+        if key == "recipe_config":
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"recipe_config must be a mapping, not {value!r}.")
+            for name, inner in value.items():
+                if name not in own:
+                    raise ConfigError(f"Recipe {recipe!r} has no key {name!r}.{nearest(str(name), own)}")
+                _merge(values["recipe_config"], name, inner)
+        elif key in ("recipe", "preset"):
+            raise ConfigError(f"{key!r} can't be set: choose it by RECIPE and --preset.")
+        elif key in run:
+            values[key] = value
+        elif key in own:
+            _merge(values["recipe_config"], key, value)
+        else:
+            raise ConfigError(
+                f"No key {key!r} in the run or in recipe {recipe!r}.{nearest(str(key), run | own.keys())}",
+                hint=f"Keys: {', '.join(sorted(run | own.keys()))}",
+            )
+
+
+def _merge(into: dict[str, Any], key: str, value: Any) -> None:
+    if isinstance(value, Mapping) and isinstance(into.get(key), dict):
+        for name, inner in value.items():
+            _merge(into[key], name, inner)
+    else:
+        into[key] = dict(value) if isinstance(value, Mapping) else value

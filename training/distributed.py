@@ -1,0 +1,101 @@
+"""One process or many: `World` hides which. Under torchrun every rank runs the same `pretrain` call."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from usdata.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among its peers, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """True for the one rank that writes files and talks."""
+        return self.rank == 0
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Mean over the ranks, element by element; every rank gets it."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.SUM)
+            values /= self.size
+        return values
+
+    def highest(self, value: int) -> int:
+        """The largest `value` of any rank: how the ranks agree to stop at the same step."""
+        if self.size == 1:
+            return value
+        shared = torch.tensor(value, device=self.device)
+        dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+        return int(shared)
+
+    def share_highest(self, values: Tensor) -> None:
+        """Replace `values` by their maximum over the ranks, in place and without waiting for the device."""
+        if self.size > 1:
+            dist.all_reduce(values, op=dist.ReduceOp.MAX)
+
+    def wait(self) -> None:
+        """Return when every rank has come here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def is_first() -> bool:
+    """Whether this process is the one that talks; true without torchrun."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def world(device: str = "auto") -> Iterator[World]:
+    """Join the process group that torchrun announces in the environment, or be alone.
+
+    Args:
+        device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises:
+        ConfigError: a device that is unknown or not there.
+    """
+    size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
+    if size == 1 or dist.is_initialized():
+        yield World(rank if size > 1 else 0, size, place)
+        return
+    if place.type == "cuda":
+        torch.cuda.set_device(place)
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    try:
+        yield World(rank, size, place)
+    finally:
+        dist.destroy_process_group()
+
+
+def choose_device(device: str, local_rank: int = 0) -> torch.device:
+    """The device a config word means on this machine; "cuda" is this rank's GPU.
+
+    Raises:
+        ConfigError: unknown word, or a GPU that PyTorch cannot use.
+    """
+    try:
+        chosen = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device)
+    except RuntimeError as error:
+        raise ConfigError(f"Unknown device {device!r}.", hint="Choose auto, cpu, cuda or cuda:N.") from error
+    if chosen.type == "cuda":
+        index = local_rank if chosen.index is None else chosen.index
+        if index >= torch.cuda.device_count():
+            raise ConfigError(
+                f"Device {device!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs.",
+                hint="Train on the CPU:  --set device=cpu",
+            )
+        return torch.device("cuda", index)
+    return chosen

@@ -1,0 +1,1 @@
+"""What pretrained encoders are good for: classification heads, probes and fine-tuning."""

@@ -1,0 +1,216 @@
+"""The score of a frozen encoder on a labelled cohort, beside what costs no pretraining.
+
+A number alone says nothing: next to the trained encoder stand the same network with random weights, the nearest
+neighbour on 16 x 16 thumbnails, and the most frequent class. All are tested on the same grouped folds.
+"""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import nn
+
+from training import checkpoint
+from training.probe import (
+    METRICS,
+    Floats,
+    Fold,
+    Ints,
+    effective_rank,
+    grouped_folds,
+    knn,
+    linear_probe,
+    with_intervals,
+)
+from training.watch import embed, image_groups, label_column
+from usdata.dedup import thumbnails_of
+from usdata.errors import ConfigError, UsdataError
+from usdata.files import explain_os_errors, write_json
+
+MOST_IMAGES = 50_000  # 3.3 GB of pixels: what this form of the probe holds in memory
+
+
+def probe_cohort(
+    cohort: Any,
+    encoder: Path | str,
+    *,
+    label: str | None = None,
+    out: Path | None = None,
+    seed: int = 0,
+    folds: int = 5,
+    device: str = "auto",
+) -> dict[str, Any]:
+    """Linear probe and kNN of an encoder on a cohort's labels, with baselines and 95 % intervals.
+
+    Args:
+        cohort: a `usdata.Cohort`; images without the label are left out and counted.
+        encoder: the OUT of `usdata pretrain`.
+        label: catalog column; None: `organ` of a cohort of several organs, else `label`.
+        out: where scores.json goes; None: into `encoder`.
+        seed: of folds, bootstrap and the random encoder.
+        folds: at most so many.
+        device: auto, cpu or cuda.
+
+    Returns:
+        What scores.json holds: see `score`, with facts of cohort and encoder around it.
+
+    Raises:
+        ConfigError: no such label, or more images than fit.
+        UsdataError: no encoder there, or too few groups of a class for a split.
+    """
+    from training.distributed import choose_device
+
+    column = label_column(cohort, label)
+    if column is None:
+        raise ConfigError(
+            "Neither `organ` nor `label` has two values in this cohort: there is nothing to tell apart.",
+            hint="Name a column with --label, or choose a wider --cohort.",
+        )
+    if cohort.rows > MOST_IMAGES:
+        raise ConfigError(f"{cohort.rows:,} images are more than the {MOST_IMAGES:,} that a probe holds in memory.")
+    place = choose_device(device)
+    trained = checkpoint.load_encoder(encoder).to(place)
+    random = checkpoint.untrained_twin(trained, seed).to(place)
+    table = cohort.table([column, "dataset", "patient"])
+    words = table[column].to_pylist()
+    known = np.array([word is not None for word in words])
+    images = cohort.images()[known]
+    labels = [str(word) for word in words if word is not None]
+    facts = table.filter(known)
+    groups = image_groups(facts["dataset"].to_pylist(), facts["patient"].to_pylist(), images)
+    encoders = {"trained": _embedder(trained), "random": _embedder(random)}
+    result = {
+        "label": column,
+        "left_out": int((~known).sum()),
+        "seed": seed,
+        "cohort": {"name": cohort.name, "sql": cohort.sql, "hash": cohort.hash, "rows": cohort.rows},
+        "encoder": {"path": str(encoder), **checkpoint.facts_of(encoder)},
+        "code_version": checkpoint.code_version(),
+        **score(images, labels, groups, encoders, folds=folds, seed=seed),
+    }
+    path = Path(encoder) / "scores.json" if out is None else out
+    with explain_os_errors(path, step="scores"):
+        write_json(path, _finite(result))
+    return result
+
+
+def _embedder(recipe: nn.Module) -> Callable[[NDArray[np.uint8]], Floats]:
+    return lambda images: embed(recipe, images)
+
+
+def score(
+    images: NDArray[np.uint8],
+    labels: Sequence[str],
+    groups: Ints,
+    encoders: dict[str, Callable[[NDArray[np.uint8]], Floats]],
+    *,
+    folds: int = 5,
+    seed: int = 0,
+    repeats: int = 1000,
+) -> dict[str, Any]:
+    """Pooled out-of-fold scores of each encoder and baseline.
+
+    Args:
+        images: (n, 256, 256) uint8; labels, groups: of each image.
+        encoders: name -> images to features (n, D); "trained" is compared with "random" if both are there.
+        folds, seed: of the grouped stratified folds.
+        repeats: bootstrap resamples of groups.
+
+    Returns:
+        "classes" {name: images}, "groups", "folds", "features" {encoder: {"size", "effective_rank", "C"}}; "scores"
+        [{"encoder", "method", metric: {"value", "low", "high"}}], and "gain": trained - random, paired.
+
+    Raises:
+        UsdataError: fewer than two classes, or a class with one group only.
+    """
+    names, codes = np.unique(np.array(labels), return_inverse=True)
+    codes = codes.astype(np.int64)
+    parts = _folds(codes, names, groups, folds, seed)
+    classes = len(names)
+    pooled: dict[tuple[str, str], Floats] = {}
+    features: dict[str, Any] = {}
+    for name, encode in encoders.items():
+        x = encode(images).astype(np.float64)
+        pooled[name, "linear"], strengths = linear_probe(x, codes, groups, parts, classes, seed)
+        pooled[name, "knn"] = _by_fold(parts, classes, _knn_of(x, codes, classes))
+        features[name] = {"size": x.shape[1], "effective_rank": effective_rank(x), "C": strengths}
+    thumbnails = thumbnails_of(images, 16).reshape(len(images), -1)
+    pooled["thumbnails", "1-nn"] = _by_fold(
+        parts, classes, lambda a, b: _nearest(thumbnails[a], codes[a], thumbnails[b], classes)
+    )
+    pooled["none", "majority"] = _by_fold(
+        parts, classes, lambda a, b: np.tile(np.bincount(codes[a], minlength=classes) / len(a), (len(b), 1))
+    )
+    result: dict[str, Any] = {
+        "classes": {str(name): int((codes == i).sum()) for i, name in enumerate(names)},
+        "groups": len(np.unique(groups)),
+        "folds": len(parts),
+        "features": features,
+        "scores": [
+            {"encoder": name, "method": method, **with_intervals(codes, scores, groups, repeats, seed)}
+            for (name, method), scores in pooled.items()
+        ],
+        "gain": [],
+    }
+    if {"trained", "random"} <= encoders.keys():
+        result["gain"] = [
+            {
+                "method": method,
+                **with_intervals(
+                    codes, pooled["trained", method], groups, repeats, seed, against=pooled["random", method]
+                ),
+            }
+            for method in ("linear", "knn")
+        ]
+    return result
+
+
+def rows_of(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """A line per method for people: each metric as "0.81 [0.70, 0.90]"."""
+    lines = [{"encoder": s["encoder"], "method": s["method"], **_shown(s)} for s in result["scores"]]
+    lines += [{"encoder": "trained - random", "method": s["method"], **_shown(s)} for s in result["gain"]]
+    return lines
+
+
+def _shown(scores: dict[str, Any]) -> dict[str, str]:
+    return {name: "{value:.3f} [{low:.3f}, {high:.3f}]".format(**scores[name]) for name in METRICS}
+
+
+def _folds(codes: Ints, names: NDArray[np.str_], groups: Ints, folds: int, seed: int) -> list[Fold]:
+    for code, name in enumerate(names):
+        if len(np.unique(groups[codes == code])) < 2:
+            raise UsdataError(
+                f"All images of {str(name)!r} are of one patient or near-duplicates: no split can test that class.",
+                step="probe",
+                hint="Leave that class out of the --cohort, or add images of it.",
+            )
+    return grouped_folds(codes, groups, folds, seed)
+
+
+def _by_fold(parts: list[Fold], classes: int, method: Callable[[Ints, Ints], Floats]) -> Floats:
+    """Scores of all images, (n, classes): `method` gives those of a fold's test places from its training places."""
+    scores = np.full((sum(len(part.test) for part in parts), classes), np.nan)
+    for part in parts:
+        scores[part.test] = method(part.train, part.test)
+    return scores
+
+
+def _knn_of(features: Floats, codes: Ints, classes: int) -> Callable[[Ints, Ints], Floats]:
+    return lambda train, test: knn(features[train], codes[train], features[test], classes)
+
+
+def _nearest(train: Floats, labels: Ints, test: Floats, classes: int) -> Floats:
+    """One-hot class of the training row at the smallest Euclidean distance."""
+    distance = (train**2).sum(1)[None] - 2 * test @ train.T  # + |test|^2, the same for a whole row
+    return np.eye(classes)[labels[distance.argmin(axis=1)]]
+
+
+def _finite(value: Any) -> Any:
+    """NaN has no place in JSON: null."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value

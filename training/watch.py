@@ -1,0 +1,139 @@
+"""What is looked at while training: a kNN probe, the features' effective rank, and pictures.
+
+All on a few images that are drawn once, so that the numbers and pictures of one run can be compared.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from training.config import RunConfig
+from training.data import generator, read_images, stable_seed
+from training.distributed import World
+from training.pictures import grid, write_png
+from training.probe import effective_rank, knn_leave_group_out, metrics
+from usdata.dedup import near_duplicate_groups
+from usdata.errors import ConfigError
+
+
+@torch.no_grad()
+def embed(recipe: Any, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float32]:
+    """Features of images (n, 256, 256) uint8 by `recipe.encode` in eval mode, fp32, on its device: (n, D) float32."""
+    was_training, device = recipe.training, next(recipe.parameters()).device
+    recipe.eval()
+    parts = [
+        recipe.encode(torch.from_numpy(images[i : i + batch_size])[:, None].to(device)).float().cpu().numpy()
+        for i in range(0, len(images), batch_size)
+    ]
+    recipe.train(was_training)
+    return np.concatenate(parts)
+
+
+def image_groups(
+    dataset: Sequence[str | None], patient: Sequence[str | None], images: NDArray[np.uint8]
+) -> NDArray[np.int64]:
+    """Groups that no split may cut: the patient where known, else the set of near-duplicates.
+
+    Args:
+        dataset, patient: of each image; a patient's name counts within its data set only.
+        images: (n, 256, 256) uint8.
+
+    Returns:
+        (n,) int64.
+    """
+    unknown = np.array([p is None for p in patient])
+    similar = iter(near_duplicate_groups(images[unknown]))
+    keys = [f"near {next(similar)}" if p is None else f"patient {d} {p}" for d, p in zip(dataset, patient, strict=True)]
+    return np.unique(np.array(keys), return_inverse=True)[1].astype(np.int64)
+
+
+def label_column(cohort: Any, wanted: str | None) -> str | None:
+    """The column to probe: `wanted`; else `organ` of a cohort of several, else `label` if it has two values.
+
+    Raises:
+        ConfigError: `wanted` has fewer than two values in the cohort.
+    """
+    for name in [wanted] if wanted else ["organ", "label"]:
+        values = set(cohort.table([name])[name].to_pylist()) - {None}
+        if len(values) >= 2:
+            return name
+        if wanted:
+            raise ConfigError(
+                f"Column {wanted!r} has {len(values)} values in this cohort; a probe needs two.",
+                hint="Choose another column, or a wider --cohort.",
+            )
+    return None
+
+
+def draw_evenly(labels: Sequence[str | None], limit: int, seed: int) -> NDArray[np.int64]:
+    """At most `limit` places with a label, as even over the labels as they allow, ascending."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    taken: dict[str, int] = {}
+    ranked = []
+    for place in order.tolist():
+        label = labels[place]
+        if label is not None:
+            taken[label] = taken.get(label, 0) + 1
+            ranked.append((taken[label], place))
+    chosen = [place for _, place in sorted(ranked, key=lambda pair: pair[0])[:limit]]
+    return np.sort(np.array(chosen, dtype=np.int64))
+
+
+class Watch:
+    """The images to look at, and when. `last_probe` is the newest probe's record."""
+
+    def __init__(self, cohort: Any, cfg: RunConfig, out: Path, peers: World) -> None:
+        self.cfg, self.out, self.last_probe = cfg, out, dict[str, Any]()
+        if not peers.first or not (cfg.probe_every or cfg.pictures_every):
+            return
+        column = label_column(cohort, cfg.probe_label)
+        words = cohort.table([column])[column].to_pylist() if column else ["image"] * cohort.rows
+        places = draw_evenly(words, cfg.probe_images, stable_seed("probe", cfg.seed))
+        self.images = read_images(cohort, places)  # (n, 256, 256)
+        self.column, names = column, sorted({str(words[place]) for place in places})
+        self.classes = len(names)
+        self.labels = np.array([names.index(str(words[place])) for place in places], dtype=np.int64)
+        facts = cohort.table(["dataset", "patient"]).take(places)
+        self.groups = image_groups(facts["dataset"].to_pylist(), facts["patient"].to_pylist(), self.images)
+
+    def due(self, step: int, first: bool, final: bool) -> bool:
+        """Whether there is anything to do after this step; always so before the first step and after the last."""
+        return any(self._due(every, step, first, final) for every in (self.cfg.probe_every, self.cfg.pictures_every))
+
+    @staticmethod
+    def _due(every: int, step: int, first: bool, final: bool) -> bool:
+        return bool(every) and (first or final or (step > 0 and step % every == 0))
+
+    def look(self, recipe: Any, step: int, first: bool, final: bool) -> dict[str, Any]:
+        """Draw the pictures and probe, if due; gives the probe's record, or {} without one."""
+        if self._due(self.cfg.pictures_every, step, first, final):
+            self._draw(recipe, step)
+        if not self._due(self.cfg.probe_every, step, first, final):
+            return {}
+        features = embed(recipe, self.images)
+        found: dict[str, Any] = {"step": step, "images": len(features), "effective_rank": effective_rank(features)}
+        if self.column is not None and len(np.unique(self.groups)) > 1:
+            scores = knn_leave_group_out(features, self.labels, self.groups, self.classes)
+            found |= {
+                "label": self.column,
+                "knn_accuracy": float(metrics(self.labels, scores)["accuracy"][0]),
+                "majority": float(np.bincount(self.labels).max() / len(self.labels)),
+            }
+        self.last_probe = found
+        return found
+
+    @torch.no_grad()
+    def _draw(self, recipe: Any, step: int) -> None:
+        spread = np.linspace(0, len(self.images) - 1, min(self.cfg.picture_images, len(self.images))).astype(int)
+        device = next(recipe.parameters()).device
+        images: Tensor = torch.from_numpy(self.images[spread])[:, None].to(device)
+        draws = recipe.draw(len(images), generator("pictures", self.cfg.seed))
+        recipe.eval()
+        stages = recipe.pictures(images, {name: value.to(device) for name, value in draws.items()})
+        recipe.train()
+        write_png(self.out / "pictures" / f"step-{step:06d}.png", grid(stages))

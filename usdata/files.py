@@ -1,0 +1,99 @@
+"""Writing files so that a reader sees the old one or the new one, whole, whatever happens in between."""
+
+import errno
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import xxhash
+
+from usdata.errors import LakeError
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+
+
+@contextmanager
+def explain_os_errors(where: Path, *, dataset: str | None = None, step: str = "write") -> Iterator[None]:
+    """Turn a full disk or an unwritable place into a LakeError that says what to do; other OSErrors pass.
+
+    Raises:
+        LakeError: no space left, or no permission to write.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise LakeError(
+                f"No space left on the disk of {where}.",
+                dataset=dataset,
+                step=step,
+                hint="Free some space and run the same command again: finished shards are kept.",
+            ) from error
+        if error.errno in _DENIED:
+            raise LakeError(
+                f"Can't write to {error.filename or where} ({error.strerror}).",
+                dataset=dataset,
+                step=step,
+                hint="Give yourself write permission there, or choose another place with --lake DIR.",
+            ) from error
+        raise
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A binary file that takes the place of `path` when the block ends without an error, and leaves no trace otherwise.
+
+    Written under a temporary name in the same folder, flushed to the disk, then renamed.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the renames inside `folder` survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """`value` as sorted, indented JSON; the same value gives the same bytes."""
+    with replacing(path) as file:
+        file.write((json.dumps(value, indent=1, sort_keys=True, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file of the lake.
+
+    Raises:
+        LakeError: the file is not JSON.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
+        raise LakeError(f"{path} is damaged: not JSON ({error}).", hint="Restore it, or remove it.") from error
+
+
+def file_xxh(path: Path) -> str:
+    """xxh3_128 of a file's bytes, 32 hex digits, read in pieces of 1 MiB."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()

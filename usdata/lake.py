@@ -1,0 +1,165 @@
+"""The lake: one folder of shards, catalog, quarantine and cohorts (format 1).
+
+    lake.json                        format, image size, interpolation, version that created it
+    shards/<dataset>/*.tar           images, masks, rows as JSON
+    catalog/samples/<dataset>.parquet
+    catalog/splits.parquet, catalog/duplicates.parquet
+    manifests/<dataset>.json         what the shards were built from, their sizes and hashes
+    quarantine/<dataset>.parquet
+    cohorts/<name>.json
+    catalog.duckdb                   views for the duckdb shell, started in the lake's folder
+    .staging/<dataset>/              an ingest under way; no reader looks there
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from usdata import __version__
+from usdata.errors import LakeError, nearest
+from usdata.files import explain_os_errors, read_json, write_json
+from usdata.schema import FORMAT, IMAGE_SIZE
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from usdata.cohort import Cohort
+
+INTERPOLATIONS = ("bilinear-aa", "bilinear-fast")
+
+
+class Lake:
+    """A lake on a local disk, opened for reading; `Lake.create` makes a new one or opens what is there.
+
+    Args:
+        root: the lake's folder.
+
+    Raises:
+        LakeError: no lake there, a newer format, a damaged lake.json, or a remote address.
+    """
+
+    def __init__(self, root: str | Path) -> None:
+        if "://" in str(root):
+            raise LakeError(
+                f"{root} is a remote address; this version reads lakes on local disks only.",
+                hint="Copy the lake to a local folder first.",
+            )
+        self.root = Path(root)
+        if not self._head.is_file():
+            raise LakeError(
+                f"No lake at {self.root} (no lake.json there).",
+                hint=f"Make one with some data in it:  usdata ingest phantom --lake {self.root}",
+            )
+        self.info: dict[str, Any] = read_json(self._head)
+        self._check_format()
+
+    @classmethod
+    def create(cls, root: str | Path, interpolation: str | None = None) -> Lake:
+        """Open the lake at `root`, or make an empty one there.
+
+        Args:
+            interpolation: `bilinear-aa` (default) or `bilinear-fast`; a lake keeps to the one it was created with.
+
+        Raises:
+            LakeError: the folder holds something else, can't be written, or has another interpolation.
+        """
+        folder = Path(root)
+        if interpolation not in (None, *INTERPOLATIONS):
+            raise LakeError(f"Unknown interpolation {interpolation!r}; known: {', '.join(INTERPOLATIONS)}.")
+        if "://" not in str(root) and not (folder / "lake.json").exists():
+            with explain_os_errors(folder, step="create the lake"):
+                strangers = [p.name for p in folder.iterdir() if p.name != ".staging"] if folder.exists() else []
+                if strangers:
+                    raise LakeError(
+                        f"{folder} is not empty and is no lake (it holds {sorted(strangers)[0]!r}).",
+                        hint="Choose an empty or new folder with --lake DIR.",
+                    )
+                head = {"format": FORMAT, "image_size": IMAGE_SIZE, "created_by": f"usdata {__version__}"}
+                write_json(folder / "lake.json", head | {"interpolation": interpolation or INTERPOLATIONS[0]})
+        lake = cls(root)
+        if interpolation not in (None, lake.info["interpolation"]):
+            raise LakeError(
+                f"{folder} was created with {lake.info['interpolation']}, not {interpolation}.",
+                hint="One lake has one interpolation: make another lake for the other.",
+            )
+        return lake
+
+    def _check_format(self) -> None:
+        known = isinstance(self.info, dict) and isinstance(self.info.get("format"), int)
+        if not known or self.info.get("interpolation") not in INTERPOLATIONS:
+            raise LakeError(f"{self._head} is damaged: no format number or interpolation in it.", hint="Restore it.")
+        if self.info["format"] > FORMAT:
+            raise LakeError(
+                f"{self.root} has lake format {self.info['format']}; this usdata ({__version__}) reads up to {FORMAT}.",
+                hint="Upgrade:  pip install --upgrade usdata",
+            )
+
+    @property
+    def _head(self) -> Path:
+        return self.root / "lake.json"
+
+    # --- where things are -------------------------------------------------------------------------------------------
+
+    def shard_folder(self, dataset: str) -> Path:
+        """Folder of a data set's shards."""
+        return self.root / "shards" / dataset
+
+    def catalog_part(self, dataset: str) -> Path:
+        """A data set's rows; the data set is in the lake if and only if this file is."""
+        return self.root / "catalog" / "samples" / f"{dataset}.parquet"
+
+    def quarantine_part(self, dataset: str) -> Path:
+        """What of a data set did not get in, and why."""
+        return self.root / "quarantine" / f"{dataset}.parquet"
+
+    def manifest(self, dataset: str) -> Path:
+        """What a data set's shards were built from."""
+        return self.root / "manifests" / f"{dataset}.json"
+
+    def staging(self, dataset: str) -> Path:
+        """Where an ingest of a data set collects its work before the commit."""
+        return self.root / ".staging" / dataset
+
+    def catalog_files(self) -> list[Path]:
+        """All Parquet parts of the catalog, sorted: `<dataset>.parquet` and `<dataset>/part-*.parquet`."""
+        folder = self.root / "catalog" / "samples"
+        return sorted(p for p in folder.glob("**/*.parquet") if not p.name.startswith("."))
+
+    def datasets(self) -> list[str]:
+        """Names of the data sets in the lake, sorted."""
+        folder = self.root / "catalog" / "samples"
+        return sorted({p.relative_to(folder).parts[0].removesuffix(".parquet") for p in self.catalog_files()})
+
+    def check_dataset(self, dataset: str) -> None:
+        """Raise a LakeError with the nearest names unless `dataset` is in the lake."""
+        if dataset not in self.datasets():
+            raise LakeError(
+                f"{dataset!r} is not in the lake {self.root}.{nearest(dataset, self.datasets())}",
+                hint=f"Bring it in:  usdata ingest {dataset} --from PATH --lake {self.root}",
+            )
+
+    # --- asking it --------------------------------------------------------------------------------------------------
+
+    def sql(self, query: str) -> pa.Table:
+        """Answer one SELECT over the views `samples`, `quarantine` and `organs`, in a sandbox.
+
+        Raises:
+            QueryError: not one SELECT, a mistake in it, or an attempt to reach a file.
+        """
+        from usdata.catalog import Catalog
+
+        return Catalog(self).query(query)
+
+    def cohort(self, expression: str = "all") -> Cohort:
+        """The samples for which a SQL boolean expression holds; or a saved cohort by its name; or `all`.
+
+        Raises:
+            QueryError: not one boolean expression, an unknown column, or an attempt to reach a file.
+        """
+        from usdata.cohort import Cohort
+
+        return Cohort.open(self, expression)
+
+    def __repr__(self) -> str:
+        return f"Lake({str(self.root)!r})"
