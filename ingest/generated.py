@@ -25,7 +25,7 @@ def sources(card: Card, count: int | None) -> tuple[Listing, list[Source]]:
         raise CardError(f"No generator named {card.generator!r}.", dataset=card.name, step="list")
     found = []
     for spec in phantom.plan(DEFAULT_COUNT if count is None else count):
-        state = xxhash.xxh3_128(repr(spec))
+        state = xxhash.xxh3_128(repr(spec).encode())
         item = Item(path=spec.source_id, kind="image", organ=spec.organ, fields={}, masks=())
         found.append(Source(item, state.hexdigest(), (), (0,), (sample_id(card.name, state, 0),), recipe=spec))
     found.sort(key=lambda source: source.item.path)

@@ -8,6 +8,7 @@ The physics is `ingest.phantom_scan.envelope`; the tissue that it looks at is pa
 * `render_many(specs)`: the same for many, in their order.
 """
 
+import json
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,7 +23,7 @@ from usdata.errors import ConfigError, DataError, nearest
 
 FRAME_MEMORY = 0.75  # share of speckle power that one frame of a clip keeps from the clip (ours)
 
-LINEAR = Probe("linear", width_mm=40.0)
+LINEAR = Probe("linear", width_mm=40.0, f_number=3.6)
 CONVEX = Probe("convex", radius_mm=50.0, half_angle=33.0, f_number=3.2)
 PHASED = Probe("phased", radius_mm=4.0, half_angle=42.0, f_number=4.5)
 
@@ -178,7 +179,7 @@ class Phantom:
 
     `image`: uint8 (256, 256), black outside of the sector. `mask`: uint8 (256, 256), indices into `mask_classes`; all 0
     where the image shows nothing of interest (a normal breast). `fields`: catalog columns by their names, in the
-    catalog's units; the values of `targets` are a plain dictionary, not yet JSON.
+    catalog's units and types, so that a row needs only identity, hashes, rights and location in addition.
     """
 
     image: NDArray[np.uint8]
@@ -315,7 +316,7 @@ def _fields(
         "synthetic": True,
         "label": _label(spec),
         "target": scene.target,
-        "targets": targets or None,
+        "targets": json.dumps(targets, sort_keys=True) if targets else None,
         "patient": spec.patient_id,
         "clip": spec.clip,
         "frame": spec.frame,

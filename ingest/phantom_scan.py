@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from ingest.phantom_shapes import Float, Points
 
 SIZE = 256  # pixels per side of image and mask
-ROWS, BEAMS, MARGIN = 256, 160, 4  # axial samples, beams across the picture, spare beams outside of each edge
+ROWS, BEAMS, MARGIN = 256, 136, 4  # axial samples, beams across the picture, spare beams outside of each edge
 SPEED_MM_MHZ = 1.54  # speed of sound in soft tissue, mm per microsecond
 SMOOTHING = 0.65  # the scanner's smoothing of the compressed echo, deviation in samples (ours)
 _NEPER = np.float32(np.log(10) / 20)  # dB to natural logarithm of amplitude
@@ -73,9 +73,11 @@ def geometry_of(probe: Probe, depth: float, mhz: float, crop: float) -> Geometry
         pitch = (radius + rows) * 2 * angle / BEAMS
     inside = (abs(pixel_u) <= 1) & (pixel_r >= 0) & (pixel_r <= depth)
     pixel_mm = (float(2 * half / SIZE), float((bottom - top) / SIZE))
+    x, y, r, u, gaps = _frozen(x, y, r, u, pitch[:, None])
+    px, py, far, fan, widths = _frozen(px, py, pixel_r, pixel_u, np.full((SIZE, 1), pixel_mm[0]))
     return Geometry(
-        beams=Points(*_frozen(x, y, r, u, pitch[:, None]), step_mm=depth / ROWS),
-        pixels=Points(*_frozen(px, py, pixel_r, pixel_u, np.full((SIZE, 1), pixel_mm[0])), step_mm=pixel_mm[1]),
+        beams=Points(x, y, r, u, gaps, depth / ROWS),
+        pixels=Points(px, py, far, fan, widths, pixel_mm[1]),
         inside=_frozen(np.where(inside, 255, 0), kind=np.uint8)[0],
         map_x=_frozen((pixel_u + 1) / 2 * BEAMS + MARGIN - 0.5)[0],
         map_y=_frozen(pixel_r / depth * ROWS - 0.5)[0],

@@ -124,21 +124,24 @@ def _mass(c: Canvas, anatomy: np.random.Generator, label: str, top: float, botto
         cyst = anatomy.random() < 0.4
         flat = anatomy.uniform(0.55, 0.85)
         mass = Blob(x, y, size * 1.15, size * flat, anatomy.uniform(-0.25, 0.25), lumps(anatomy, (2, 3), 0.06))
-        level = mass(c.at)
-        echo = anatomy.uniform(-19, -13) + 1.2 * c.noise(2.5, 1.6)
-        c.fill(level, -38 if cyst else echo, -1.3 if cyst else -0.6, 0.9)
-        c.surface(level, 8 if cyst else 4, 0.2, 4)
-        _edge_shadow(c, level, 0.9)
+        piece = c.near(mass)
+        level = mass(piece.at)
+        echo = anatomy.uniform(-19, -13) + 1.2 * piece.noise(2.5, 1.6)
+        piece.fill(level, -38 if cyst else echo, -1.3 if cyst else -0.6, 0.9)
+        piece.surface(level, 8 if cyst else 4, 0.2, 4)
+        _edge_shadow(piece, level, 0.9)
         return Scene(((1, mass),), measured=(1,))
     tall = anatomy.uniform(0.8, 1.3)
     waves = lumps(anatomy, (2, 3, 5), 0.12) + lumps(anatomy, (7, 10, 13), 0.14)
     mass = Blob(x, max(y, size * tall + 2.5), size, size * tall, anatomy.uniform(-0.3, 0.3), waves)
-    level = mass(c.at)
-    rough = c.noise(1.8, 1.5)
-    c.fill(mass.grown(1.8)(c.at) + 1.2 * rough, 4 + 2 * rough, edge=3.0)
-    c.fill(level + 0.4 * rough, anatomy.uniform(-19, -13) + 2.5 * c.noise(2.6, 1.8), anatomy.uniform(0.8, 1.9), 1.6)
+    piece = c.near(mass, slack=6)
+    level = mass(piece.at)
+    rough = piece.noise(1.8, 1.5)
+    piece.fill(mass.grown(1.8)(piece.at) + 1.2 * rough, 4 + 2 * rough, edge=3.0)
+    echo = anatomy.uniform(-19, -13) + 2.5 * piece.noise(2.6, 1.8)
+    piece.fill(level + 0.4 * rough, echo, anatomy.uniform(0.8, 1.9), 1.6)
     if anatomy.random() < 0.4:  # microcalcifications
-        c.coherent += np.where((c.noise(0.7, 0.6) > 2.5) & (level < -0.6), np.float32(4), np.float32(0))
+        piece.coherent += np.where((piece.noise(0.7, 0.6) > 2.5) & (level < -0.6), np.float32(4), np.float32(0))
     return Scene(((1, mass),), measured=(1,))
 
 
@@ -165,11 +168,12 @@ def thyroid(c: Canvas, body: Body, label: str | None, phase: float) -> Scene:
     muscle(c, Layer(lobe_y + 6.5 + grown, 0.05 * side, wavy(anatomy, 1.0, 26))(at), -9, 0.05 * side)
     c.surface(Layer(lobe_y + 13 + grown, 0.05 * side, wavy(anatomy, 0.8, 30))(at), 10, 0.35)  # front of the spine
     c.loss_db_mm += np.clip((at.y - np.float32(lobe_y + 13 + grown)) * np.float32(0.3), 0, 0.9)
-    level = lobe(at)
-    grain = c.noise(2, 1.3)
-    c.fill(level - 0.5, 1, edge=1.2)
-    c.fill(level + 0.4 * grain, 0.5 + 1.6 * grain + 1.6 * c.noise(6, 4), 0.03, 1.6)
-    c.surface(level, 3, 0.2, 4)
+    piece = c.near(lobe)
+    level = lobe(piece.at)
+    grain = piece.noise(2, 1.3)
+    piece.fill(level - 0.5, 1, edge=1.2)
+    piece.fill(level + 0.4 * grain, 0.5 + 1.6 * grain + 1.6 * piece.noise(6, 4), 0.03, 1.6)
+    piece.surface(level, 3, 0.2, 4)
     regions: list[tuple[int, Shape]] = [(1, lobe)]
     if label == "nodule":
         regions.append((2, _nodule(c, anatomy, lobe)))
@@ -195,19 +199,21 @@ def _nodule(c: Canvas, anatomy: np.random.Generator, lobe: Blob) -> Shape:
     size = anatomy.uniform(2.0, 4.2)
     x, y = lobe.x + anatomy.uniform(-3, 3), lobe.y + anatomy.uniform(-1.5, 1.5)
     nodule = Blob(float(x), float(y), size * 1.15, size, 0, lumps(anatomy, (2, 3), 0.06))
-    c.fill(nodule.grown(0.4)(c.at), -9, edge=1.2)
-    c.fill(nodule(c.at), anatomy.choice([-9.0, -6.0, -22.0]) + 2 * c.noise(1.8, 1.5), -0.2, 1.2)
+    piece = c.near(nodule)
+    piece.fill(nodule.grown(0.4)(piece.at), -9, edge=1.2)
+    piece.fill(nodule(piece.at), anatomy.choice([-9.0, -6.0, -22.0]) + 2 * piece.noise(1.8, 1.5), -0.2, 1.2)
     return nodule
 
 
 def _trachea(c: Canvas, x: float, y: float) -> None:
     """Cartilage, a bright front of air, then echoes of echoes."""
-    ring = Blob(x, y + 9, 10, 9)(c.at)
-    c.fill(ring, -12, 0.0, 2)
-    air = ring + np.float32(1.5)
-    c.fill(air, -14 + 2 * c.noise(5, 0.8), 0.7, 1.2)
+    ring = Blob(x, y + 9, 10, 9)
+    piece = c.near(ring)
+    air = ring(piece.at) + np.float32(1.5)
+    piece.fill(air - 1.5, -12, 0.0, 2)
+    piece.fill(air, -14 + 2 * piece.noise(5, 0.8), 0.7, 1.2)
     for k in range(3):
-        c.surface(air + np.float32(2.1 * k), 11 - 7 * k, 0.3, 9)
+        piece.surface(air + np.float32(2.1 * k), 11 - 7 * k, 0.3, 9)
 
 
 def fetal_head(c: Canvas, body: Body, label: str | None, phase: float) -> Scene:
@@ -366,7 +372,7 @@ def _b_lines(c: Canvas, anatomy: np.random.Generator, pleura: Arc) -> list[Shape
     rays: list[Shape] = []
     for _ in range(int(anatomy.integers(1, 5))):
         ray = Common(Ray(float(c.rng.uniform(-0.42, 0.42)), float(anatomy.uniform(0.03, 0.09))), pleura)
-        c.fill(ray(c.at), c.rng.uniform(-10, -4) + 2.5 * c.noise(12, 1.2), 0.0, 5)
+        c.fill(ray(c.at), c.rng.uniform(-7, -1) + 2.5 * c.noise(12, 1.2), 0.0, 5)
         rays.append(ray)
     return rays
 
@@ -383,14 +389,18 @@ def gallbladder(c: Canvas, body: Body, label: str | None, phase: float) -> Scene
     a, b = anatomy.uniform(24, 34), anatomy.uniform(10, 14)
     x, y = anatomy.uniform(-10, 12) + c.rng.uniform(-4, 4), depth * anatomy.uniform(0.42, 0.52)
     bag = Blob(x, y, a, b, anatomy.uniform(-0.5, 0.5), ((1, 0.16, 0.2), (3, 0.04, 1.0)))
-    bowel = Blob(bag.x + 26, bag.y + 20, 19, 13, 0.2, lumps(anatomy, (2, 3, 5), 0.12))(at)
-    c.fill(bowel + 2 * c.noise(8, 6), 1 + 4 * c.noise(5, 3), 0.3, 5)
-    c.surface(bowel + 3, 8, 1.0, 3)
-    level = bag(at)
-    c.fill(bag.grown(1.3)(at), 3, edge=2.5)
-    c.fill(level, -38 + 9 * np.clip((np.float32(y - 0.4 * b) - at.y) / np.float32(b), 0, 1), -0.22, 1.8)
-    c.surface(level, 5, 0.6, 3)
-    _edge_shadow(c, level, 0.5)
+    bowel = Blob(bag.x + 26, bag.y + 20, 19, 13, 0.2, lumps(anatomy, (2, 3, 5), 0.12))
+    piece = c.near(bowel, slack=6)
+    loop = bowel(piece.at)
+    piece.fill(loop + 2 * piece.noise(8, 6), 1 + 4 * piece.noise(5, 3), 0.3, 5)
+    piece.surface(loop + 3, 8, 1.0, 3)
+    piece = c.near(bag)
+    level = bag(piece.at)
+    piece.fill(bag.grown(1.3)(piece.at), 3, edge=2.5)
+    echoes = np.clip((np.float32(y - 0.4 * b) - piece.at.y) / np.float32(b), 0, 1)  # reverberation in its upper part
+    piece.fill(level, -38 + 9 * echoes, -0.22, 1.8)
+    piece.surface(level, 5, 0.6, 3)
+    _edge_shadow(piece, level, 0.5)
     regions: list[tuple[int, Shape]] = [(1, bag)]
     if label == "stones":
         regions += [(2, stone) for stone in _stones(c, anatomy, bag)]
@@ -474,18 +484,19 @@ def kidney(c: Canvas, body: Body, label: str | None, phase: float) -> Scene:
     behind = Layer(y + 4, anatomy.uniform(-0.1, 0.2), wavy(anatomy, 4, 80))(at)
     c.fill(behind + 2 * c.noise(15, 9), -7 + 3 * c.noise(15, 4), 0.06, 6)
     muscle(c, Layer(depth * 0.78, 0.05, wavy(anatomy, 3, 90))(at), -9)
-    fat = organ.grown(2.5)(at) + 1.5 * c.noise(12, 9)
-    c.fill(fat, 3 + 2 * c.noise(6, 3), edge=4)
-    level = organ(at)
-    grain = c.noise(3, 2)
-    c.fill(level, -7 + 1.5 * grain, 0.0, 2.5)
-    c.surface(level, 6, 0.7, 2)
+    piece = c.near(organ, slack=8)
+    fat = organ.grown(2.5)(piece.at) + 1.5 * piece.noise(12, 9)
+    piece.fill(fat, 3 + 2 * piece.noise(6, 3), edge=4)
+    level = organ(piece.at)
+    piece.fill(level, -7 + 1.5 * piece.noise(3, 2), 0.0, 2.5)
+    piece.surface(level, 6, 0.7, 2)
     sinus = Blob(x, y, organ.a * 0.52, organ.b * 0.42, organ.angle, lumps(anatomy, (3, 5, 7), 0.14))
     pyramids = _pyramids(c, anatomy, organ)
-    c.fill(sinus(at) + 1.5 * c.noise(5, 3), 5 + 4 * c.noise(5, 2.5), 0.1, 5)
+    piece = c.near(sinus, slack=8)
+    piece.fill(sinus(piece.at) + 1.5 * piece.noise(5, 3), 5 + 4 * piece.noise(5, 2.5), 0.1, 5)
     if label == "hydronephrosis":
-        pelvis = Blob(x, y + 1, organ.a * 0.36, organ.b * 0.27, organ.angle, lumps(anatomy, (3, 4, 5), 0.2))(at)
-        c.fill(pelvis, -38, -0.25, 2.5)
+        pelvis = Blob(x, y + 1, organ.a * 0.36, organ.b * 0.27, organ.angle, lumps(anatomy, (3, 4, 5), 0.2))
+        piece.fill(pelvis(piece.at), -38, -0.25, 2.5)
     c.loss_db_mm += np.float32(c.rng.uniform(0, 0.1))
     c.face(12)
     medulla = tuple((2, pyramid) for pyramid in pyramids)

@@ -29,13 +29,13 @@ class Points:
     step_mm: float  # mm between neighbours of a column
 
     def near(self, x: float, y: float, reach: float) -> tuple[slice, slice]:
-        """Rows and columns that hold every point within `reach` mm of (x, y); empty where there is none."""
+        """Rows and columns that hold every point within `reach` mm of (x, y); a corner where there is none."""
         coarse = np.abs(self.x[::4, ::4] - np.float32(x)) < np.float32(reach)
         coarse &= np.abs(self.y[::4, ::4] - np.float32(y)) < np.float32(reach)
         ends = []
         for axis in (1, 0):
             hits = np.flatnonzero(coarse.any(axis=axis))
-            ends.append(slice(max(4 * int(hits[0]) - 4, 0), 4 * int(hits[-1]) + 8) if hits.size else slice(0, 0))
+            ends.append(slice(max(4 * int(hits[0]) - 4, 0), 4 * int(hits[-1]) + 8) if hits.size else slice(0, 8))
         return ends[0], ends[1]
 
     def part(self, window: tuple[slice, slice]) -> "Points":
@@ -147,6 +147,9 @@ class Canvas:
         self.echo_db += np.float32(db) * near
 
 
+_TURN = 2048  # directions at which the radius of a blob is worked out
+
+
 # --- outlines ----------------------------------------------------------------------------------------------------
 
 
@@ -169,9 +172,14 @@ class Blob:
         rho = cv2.magnitude(p, q)
         limit: Float | float = 1.0
         if self.waves:
-            phi = cv2.phase(p, q)
-            limit = 1.0 + sum(np.float32(k) * np.cos(n * phi + np.float32(shift)) for n, k, shift in self.waves)
+            step = cv2.phase(p, q) * np.float32(_TURN / (2 * np.pi))
+            limit = self._radii().take(step.astype(np.int32), mode="clip")
         return (rho - limit) * np.float32(min(self.a, self.b))
+
+    def _radii(self) -> Float:
+        """The radius, as a multiple of the ellipse's, at `_TURN` directions around the centre."""
+        phi = np.arange(_TURN) * (2 * np.pi / _TURN)
+        return (1 + sum(k * np.cos(n * phi + shift) for n, k, shift in self.waves)).astype(np.float32)
 
     def grown(self, mm: float) -> "Blob":
         """The same form, `mm` larger on every side."""

@@ -73,4 +73,4 @@ def _fingerprint(digest: str, interpolation: str, sources: tuple[Source, ...]) -
         (s.item.path, s.item.kind, sorted(s.item.fields.items()), s.xxh, s.mask_xxh, s.sample_ids, repr(s.recipe))
         for s in sources
     ]
-    return xxhash.xxh3_128(json.dumps([PIPELINE, digest, interpolation, inputs], default=str)).hexdigest()
+    return xxhash.xxh3_128(json.dumps([PIPELINE, digest, interpolation, inputs], default=str).encode()).hexdigest()

@@ -302,6 +302,32 @@ def ingest(
         return finish(plan, built)
 
 
+def dry_run_record(card: Card, source: Path | None, count: int | None = None) -> dict[str, Any]:
+    """What an ingest would read: counts by role, reasons and notes; nothing is opened but tables, nothing written.
+
+    Raises:
+        CardError, UsdataError: as `prepare`.
+    """
+    _refuse_private(card)
+    if card.generator:
+        listing, _ = generated.sources(card, count)
+    else:
+        root = _folder(card, source)
+        listing = list_items(card, root)
+        _refuse_dicom_among(card, root, listing.problems)
+    return {
+        "dataset": card.name,
+        "files": listing.files,
+        "items": len(listing.items),
+        "masks": sum(len(item.masks) for item in listing.items),
+        "ignored": listing.ignored,
+        "organs": dict(Counter(item.organ for item in listing.items)),
+        "labels": dict(Counter(str(item.fields.get("label")) for item in listing.items)),
+        "reasons": dict(Counter(problem.reason for problem in listing.problems)),
+        "notes": list(listing.notes),
+    }
+
+
 def as_record(report: IngestReport) -> dict[str, Any]:
     """A report as plain numbers and words, for `--json` and for run logs."""
     counts = {name: getattr(report.counts, name) for name in Counts.__slots__}

@@ -182,13 +182,16 @@ class _Trainer:
         for optimiser in self.optimisers.values():  # fused optimisers then change nothing where it is 1
             optimiser.grad_scale, optimiser.found_inf = None, self.blocked  # type: ignore[attr-defined]
         per_rank = cfg.batch_size // peers.size
+        epoch_size = cohort.rows if cfg.epoch_size is None else cfg.epoch_size
+        if cfg.gamma is None:  # whole batches only; the rest of a pass comes first in the next epoch
+            epoch_size -= epoch_size % cfg.batch_size
         self.feed = Feed(
             cohort.loader(
                 batch_size=per_rank,
                 gamma=cfg.gamma,
                 by=cfg.by,
                 seed=cfg.seed,
-                epoch_size=cfg.epoch_size,
+                epoch_size=epoch_size,
                 workers=cfg.workers,
                 rank=peers.rank,
                 world=peers.size,
@@ -216,11 +219,11 @@ class _Trainer:
         while self.step < cfg.steps and not stopped:
             self.train_step()
             last = self.step == cfg.steps
+            if last or self.step % cfg.log_every == 0:
+                self.flush()
             if self.peers.size == 1 or self.step % cfg.log_every == 0:  # ranks must agree on the step to stop at
                 late = deadline is not None and time.monotonic() > deadline
                 stopped = 0 if last else self.peers.highest(signals.caught or (3 if late else 0))
-            if last or stopped or self.step % cfg.log_every == 0:
-                self.flush()
             self._look(final=last)
             if last or stopped or self.step % cfg.checkpoint_every == 0:
                 self.save()
@@ -349,6 +352,7 @@ class _Trainer:
 
     def save(self, data: dict[str, Any] | None = None) -> None:
         """Log, weights, then the state, which makes the rest count."""
+        self.flush()
         if self.log is not None:
             self.log.flush()
             facts = {**self.facts, "steps": str(self.step)}

@@ -152,7 +152,7 @@ class Catalog:
                     f"Only one SELECT is allowed, not {', '.join(k.name for k in kinds) or 'an empty query'}.",
                     hint="For example:  usdata sql \"select organ, count(*) from samples group by all\"",
                 )
-            return self._con.execute(statements[0]).to_arrow_table()
+            return self._con.sql(sql).to_arrow_table()
         except duckdb.Error as error:
             raise _refusal(error) from error
 

@@ -87,7 +87,7 @@ class Cohort:
     def hash(self) -> str:
         """xxh3_128 of the sorted sample ids, each followed by a newline; 32 hex digits."""
         ids = pc.sort_indices(self.ids)
-        return xxhash.xxh3_128("".join(f"{i}\n" for i in self.ids.take(ids).to_pylist())).hexdigest()
+        return xxhash.xxh3_128("".join(f"{i}\n" for i in self.ids.take(ids).to_pylist()).encode()).hexdigest()
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Catalog columns of the samples, in the cohort's order.
@@ -106,7 +106,7 @@ class Cohort:
         if not _NAME.fullmatch(name) or name in _RESERVED:
             raise ConfigError(f"{name!r} can't name a cohort: use lower-case letters, digits, - and _, a letter first.")
         path = self.lake.root / "cohorts" / f"{name}.json"
-        catalog = xxhash.xxh3_128("".join(file_xxh(p) for p in self.lake.catalog_files())).hexdigest()
+        catalog = xxhash.xxh3_128("".join(file_xxh(p) for p in self.lake.catalog_files()).encode()).hexdigest()
         with explain_os_errors(path, step="save the cohort"):
             write_json(path, {"sql": self.sql, "catalog_xxh": catalog, "rows": self.rows, "ids_xxh": self.hash})
         return path

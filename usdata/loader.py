@@ -286,13 +286,21 @@ class _Assembler:
 def _column(column: pa.Array | pa.ChunkedArray) -> Callable[[NDArray[np.integer]], Tensor | list[Any]]:
     """A function from rows to their values, as `Loader` describes them."""
     kind, has_nulls = column.type, column.null_count > 0
-    if not (pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
-        return lambda rows: column.take(pa.array(rows)).to_pylist()
+    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
+    truth = pa.types.is_boolean(plain)
 
     def numbers(rows: NDArray[np.integer]) -> Tensor:
-        values = column.take(pa.array(rows))
+        values = column.take(pa.array(rows)).cast(plain)
         if has_nulls:
-            values = (values.cast(pa.int8()) if pa.types.is_boolean(kind) else values).cast(pa.float64(), safe=False)
+            values = (values.cast(pa.int8()) if truth else values).cast(pa.float64(), safe=False)
         return torch.tensor(np.asarray(values))
 
-    return numbers
+    def words(rows: NDArray[np.integer]) -> list[Any]:
+        values = column.take(pa.array(rows)).cast(plain)
+        return np.asarray(values).tolist()  # several times as fast as to_pylist()
+
+    if truth or pa.types.is_integer(plain) or pa.types.is_floating(plain):
+        return numbers
+    if pa.types.is_string(plain) or pa.types.is_large_string(plain):
+        return words
+    return lambda rows: column.take(pa.array(rows)).to_pylist()

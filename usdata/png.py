@@ -117,11 +117,18 @@ def copy_rows(file: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
 
 
 def are_canonical(files: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """`is_canonical` for a batch: `files` of shape (n, 65865 or wider), one file per row; gives shape (n,)."""
+    """`is_canonical` for a batch, but for speed it looks at every eighth row's filter byte only, and the last row's.
+
+    Args:
+        files: shape (n, 65865 or wider), one file per row.
+
+    Returns:
+        Shape (n,), bool.
+    """
     fine: NDArray[np.bool_] = (files[:, :FIRST] == _FILE[:FIRST]).all(1)
-    fine &= (files[:, SECOND - 5 : SECOND] == _FILE[SECOND - 5 : SECOND]).all(1)
+    fine &= (files[:, SECOND - 5 : SECOND + 1] == _FILE[SECOND - 5 : SECOND + 1]).all(1)
     fine &= (files[:, SIZE - 12 : SIZE] == _FILE[-12:]).all(1)
-    fine &= ~files[:, FIRST : FIRST + BLOCK : ROW].any(1) & (files[:, SECOND] == 0)  # filter bytes
+    fine &= ~files[:, FIRST : FIRST + BLOCK : 8 * ROW].any(1)
     return fine
 
 

@@ -59,8 +59,8 @@ class ShardIndex:
 class ShardReader:
     """Reads images and masks of an index by row number. Safe to use from several threads.
 
-    Each image's PNG structure is checked (signature, header, stored blocks, every filter byte): a few per cent of the
-    time. The shards stay mapped, at most `most_shards` of them; shards in use must not be cut short in place (ingest
+    Each image's PNG structure is checked (signature, header, stored blocks, every eighth filter byte): a few per cent
+    of the time. The shards stay mapped, at most `most_shards` of them; shards in use must not be cut short in place (ingest
     never does: it renames whole files into place).
 
     Args:

@@ -109,12 +109,13 @@ class FakeLoader:
 
 
 class FakeCohort:
-    """`n` images of two organs (dark and bright, so that a probe can tell them apart) of `n / 4` patients."""
+    """`n` images of two organs (bright above or below, so that a probe can tell them apart) of `n / 4` patients."""
 
     def __init__(self, n: int = 40, hash: str = "c0ffee", kill_at: int = 0) -> None:
         rng = np.random.default_rng(0)
         self.organ = [("breast", "thyroid")[i % 2] for i in range(n)]
-        level = np.array([60 if organ == "breast" else 160 for organ in self.organ])[:, None, None]
+        ramp = np.linspace(20, 180, 256)[:, None]
+        level = np.stack([ramp if organ == "breast" else ramp[::-1] for organ in self.organ])
         texture = rng.integers(0, 60, (n, 16, 16)).repeat(16, 1).repeat(16, 2)
         self._images = (level + texture).astype(np.uint8)
         self.rows, self.hash, self.name, self.sql, self.kill_at = n, hash, None, "all", kill_at

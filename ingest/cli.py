@@ -1,0 +1,104 @@
+"""The verbs `ingest` and `datasets`."""
+
+import os
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from usdata.errors import CardError, UsdataError
+
+if TYPE_CHECKING:
+    from ingest.card import Card
+
+app = typer.Typer()
+DEFAULT_LAKE = Path("lake")
+
+
+@app.command()
+def ingest(
+    dataset: Annotated[str | None, typer.Argument(help="A registered data set; see `usdata datasets`.")] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Folder or archive that holds the files.", metavar="PATH")
+    ] = None,
+    card: Annotated[Path | None, typer.Option("--card", help="Your own data set's card.", metavar="FILE")] = None,
+    lake: Annotated[Path, typer.Option("--lake", help="The lake's folder.", metavar="DIR")] = DEFAULT_LAKE,
+    workers: Annotated[int | None, typer.Option(help="Processes; all cores if not given.", min=1)] = None,
+    images: Annotated[int | None, typer.Option(help="How many images a generated data set draws.", min=1)] = None,
+    interpolation: Annotated[
+        str | None, typer.Option(help="Of a new lake: bilinear-aa (default) or bilinear-fast.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be read.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")] = False,
+) -> None:
+    """Bring a data set into the lake, or bring it up to date."""
+    from ingest.card import get_card, load_card
+    from ingest.progress import show, tell
+    from ingest.run import as_record, dry_run_record
+    from ingest.run import ingest as run
+    from ingest.unpack import open_source
+    from usdata.console import print_rows
+    from usdata.lake import Lake
+
+    if (dataset is None) == (card is None):
+        raise typer.BadParameter("give either a registered data set or --card FILE")
+    chosen = load_card(card) if card else get_card(str(dataset))
+    if images and not chosen.generator:
+        raise CardError(f"--images is for generated data sets; {chosen.name} is read from files.", dataset=chosen.name)
+    with open_source(source) if source else nullcontext() as folder:
+        if dry_run:
+            print_rows([dry_run_record(chosen, folder, images)], json)
+            return
+        opened = Lake.create(lake, interpolation)
+        with show(chosen.name, quiet=json) as progress:
+            report = run(chosen, folder, opened, workers=workers or cores(), count=images, progress=progress)
+    print_rows([as_record(report)], as_json=True) if json else tell(report, opened)
+    if not report.counts.samples:
+        raise UsdataError(
+            "Not one image got in.",
+            dataset=chosen.name,
+            step="build",
+            hint=f"Why:  usdata sql \"select * from quarantine where dataset = '{chosen.name}'\" --lake {lake}",
+        )
+
+
+@app.command()
+def datasets(
+    dataset: Annotated[str | None, typer.Argument(help="Show all of one card.")] = None,
+    vocabulary: Annotated[str | None, typer.Option(help="List the words of organ, organ_group, probe, mode or species.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")] = False,
+) -> None:
+    """The registered data sets: what they hold, under which licence, and where to get them."""
+    from ingest.card import get_card, registered
+    from usdata.console import print_rows
+    from usdata.schema import vocabulary as words
+
+    if vocabulary:
+        print_rows([{vocabulary: word} for word in sorted(words(vocabulary))], json)
+        return
+    if dataset:
+        card = get_card(dataset)
+        told = card.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+        print_rows([told] if json else [{"key": key, "value": value} for key, value in told.items()], json)
+        return
+    print_rows([_summary(get_card(name)) for name in registered()], json)
+
+
+def _summary(card: "Card") -> dict[str, object]:
+    return {
+        "dataset": card.name,
+        "title": card.title,
+        "organ": "several" if card.generator else card.defaults.organ,
+        "images": card.expect.images,
+        "videos": card.expect.videos,
+        "licence": card.licence,
+        "commercial_use": card.commercial_use,
+        "redistribution": card.redistribution,
+        "verified": card.verified,
+    }
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))

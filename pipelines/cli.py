@@ -1,0 +1,5 @@
+"""The verbs `demo` and `serve`."""
+
+import typer
+
+app = typer.Typer()
