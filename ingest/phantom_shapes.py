@@ -294,3 +294,56 @@ def _bounding(shape: Shape) -> Blob | None:
     if isinstance(shape, Common):
         return _bounding(shape.one) or _bounding(shape.two)
     return _bounding(shape.shape) if isinstance(shape, Cut) else None
+
+
+# --- tissues that several organs share ---------------------------------------------------------------------------
+
+
+def everywhere(c: Canvas) -> Float:
+    """The level of a region without an outline."""
+    return np.full_like(c.at.x, -10)
+
+
+def fat_layer(c: Canvas, level: Float, echo: float, coarseness: float) -> None:
+    """Fat: dark lobules in a net of bright septa."""
+    net = c.noise(11 + 6 * coarseness, 2.4 + 1.6 * coarseness)
+    c.fill(level, echo + 1.5 * net, edge=0.8)
+    c.net(level, net, 13)
+    c.strands(level, c.noise(6, 0.8), 4)
+
+
+def muscle(c: Canvas, level: Float, echo: float, tilt: float = 0.0, db: float = 8.0) -> None:
+    """Muscle: dark, with bright nearly parallel strands of perimysium at `tilt` mm of depth per mm."""
+    unit = float(c.at.r[-1, 0]) / 40
+    bundles = c.noise(13 * unit, 1.5 * unit, tilt)
+    c.fill(level, echo + 2 * bundles, edge=0.5)
+    c.strands(level, c.noise(9 * unit, 0.75 * unit, tilt), db)
+    c.net(level, bundles, db)
+
+
+def vessels(c: Canvas, rng: np.random.Generator, box: tuple[float, float, float, float], n: int, within: Shape) -> None:
+    """Cut vessels: echo-free tubes and rounds, those of the portal tree with bright walls; box is x0, x1, y0, y1."""
+    for index in range(n):
+        a = rng.uniform(1.0, 3.0)
+        waves = ((1, 0.2, rng.uniform(0, 6.3)), (3, 0.12, rng.uniform(0, 6.3)))
+        x, y, length = rng.uniform(*box[:2]), rng.uniform(*box[2:]), a * rng.choice([1.2, 3.0, 7.0])
+        tube = Blob(x, y, length, a, rng.uniform(-0.9, 0.9), waves)
+        piece = c.near(tube)
+        level = np.maximum(tube(piece.at), within(piece.at))
+        if index % 2 == 0:
+            piece.fill(level - 1.0, 4, edge=2.5)
+        piece.fill(level, -20, edge=2.5)
+
+
+def skin_layer(c: Canvas) -> None:
+    """Two bright lines with a band between them, under the ringing face of the probe."""
+    skin = Layer(1.5, 0, wavy(c.rng, 0.15, 30))(c.at)
+    c.fill(-skin, 4 + 2 * c.noise(12, 0.5), edge=0.4)
+    c.surface(skin, 8, 0.15, 1)
+    c.face(11)
+
+
+def edge_shadow(c: Canvas, level: Float, strength: float) -> None:
+    """Refraction at the flanks of a smooth round thing casts two thin shadows."""
+    across = np.abs(cv2.Sobel(level, cv2.CV_32F, 1, 0, scale=1 / 8) / c.at.pitch)
+    c.loss_db_mm += np.float32(strength) * np.exp(-((level - 0.2) ** 2) * 4) * np.clip(across - 0.7, 0, 0.5)

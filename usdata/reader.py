@@ -60,8 +60,8 @@ class ShardReader:
     """Reads images and masks of an index by row number. Safe to use from several threads.
 
     Each image's PNG structure is checked (signature, header, stored blocks, every eighth filter byte): a few per cent
-    of the time. The shards stay mapped, at most `most_shards` of them; shards in use must not be cut short in place (ingest
-    never does: it renames whole files into place).
+    of the time. The shards stay mapped, at most `most_shards` of them. A shard in use must not be cut short in place;
+    ingest never does that, it renames whole files into place.
 
     Args:
         index: where the images are.

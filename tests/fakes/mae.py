@@ -1,4 +1,4 @@
-"""A second MAE, written down from the paper with loops and numpy, that shares no code with the recipe: the reference."""
+"""A second MAE, written down from the paper with loops: the reference that shares no code with the recipe."""
 
 import math
 

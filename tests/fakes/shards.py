@@ -1,4 +1,4 @@
-"""A small lake's shards for the tests of reading: noise images as canonical PNGs in webdataset tars, some with masks."""
+"""A small lake's shards for the tests of reading: noise as canonical PNGs in webdataset tars, some with masks."""
 
 import io
 import json

@@ -85,7 +85,10 @@ def test_yes_and_no_are_words_not_booleans(write):
         (("labels: {label: [a, b]}", "labels: {label: [a, a]}"), "labels.label: list each value once"),
         (("defaults: {organ: thyroid}", ""), "organ: give defaults.organ"),
         (("labels:", "fields: {view: pont}\nlabels:"), "fields.view: no image or video pattern has a group 'pont'"),
-        (("labels:", "fields: {veiw: stem}\nlabels:"), "'veiw' is not a column that files can fill. Did you mean 'view"),
+        (
+            ("labels:", "fields: {veiw: stem}\nlabels:"),
+            "'veiw' is not a column that files can fill. Did you mean 'view",
+        ),
         (("labels:", "fields: {organ: {from: label, map: {a: knee, b: nee}}}\nlabels:"), "Unknown organ 'nee'"),
         (("labels:", "fields: {label: {from: label, map: {a: c}}}\nlabels:"), "label: maps to 'c', which"),
         (("labels:", "masks: {}\nlabels:"), "layout.mask and masks: give both or neither"),

@@ -288,6 +288,21 @@ def test_the_gallbladder_is_echo_free_and_the_liver_around_it_is_not():
         assert phantom.image[bile].mean() < 0.25 * phantom.image[around].mean()
 
 
+def test_heart_muscle_is_brighter_than_the_blood_in_it():
+    for phantom in first_of("heart", count=3):
+        names = {name: phantom.image[phantom.mask == index].mean() for index, name in enumerate(phantom.mask_classes)}
+        assert names["myocardium"] > names["left_ventricle"] + 15
+        assert names["myocardium"] > names["left_atrium"] + 15
+
+
+def test_b_lines_are_brighter_than_the_lung_beside_them_and_only_where_the_label_says():
+    for phantom in first_of("lung", "b_lines", 3):
+        rows = slice(150, 230)
+        ray, rest = phantom.mask[rows] == 2, (phantom.mask[rows] == 0) & (phantom.image[rows] > 0)
+        assert phantom.image[rows][ray].mean() > phantom.image[rows][rest].mean() + 10
+    assert not (first_of("lung", "a_lines")[0].mask == 2).any()
+
+
 def test_gallstones_are_bright_and_dark_behind():
     for phantom in first_of("gallbladder", "stones", 3):
         stones = phantom.mask == 2

@@ -122,7 +122,7 @@ def test_the_probe_does_not_care_about_scale_shift_or_a_constant_feature():
 def test_a_label_that_only_names_the_patient_is_not_found_across_patients():
     rng = np.random.default_rng(0)
     groups = np.repeat(np.arange(20), 6)
-    features = rng.normal(size=(20, 8))[groups] + 0.01 * rng.normal(size=(120, 8))  # a patient's frames are alike
+    features = rng.normal(size=(20, 32))[groups] + 0.01 * rng.normal(size=(120, 32))  # a patient's frames are alike
     labels = (np.arange(20) % 2)[groups]  # says nothing but which patient it is
     grouped, _ = linear_probe(features, labels, groups, grouped_folds(labels, groups, 5, 0), 2)
     leaking, _ = linear_probe(features, labels, np.arange(120), grouped_folds(labels, np.arange(120), 5, 0), 2)

@@ -70,7 +70,7 @@ def test_every_step_is_logged_once_with_every_raw_term(tmp_path):
 
 
 def test_the_loss_falls(tmp_path):
-    run(tmp_path, "steps=150", "checkpoint_every=1000")
+    run(tmp_path, "steps=150", "checkpoint_every=1000", "log_every=50")
     losses = [record["loss"] for record in read(tmp_path / "log.jsonl", "step")]
     assert losses[-1] < 0.3 * losses[0]
 

@@ -19,7 +19,9 @@ def box(*numbers: float) -> torch.Tensor:
     return torch.tensor([numbers], dtype=torch.float32)
 
 
-@pytest.mark.parametrize(("height", "width", "size"), [(200, 180, 224), (256, 256, 224), (120, 150, 32), (250, 230, 64)])
+@pytest.mark.parametrize(
+    ("height", "width", "size"), [(200, 180, 224), (256, 256, 224), (120, 150, 32), (250, 230, 64)]
+)
 def test_a_crop_equals_torchs_antialiased_bicubic_of_the_cut_out_box(height, width, size):
     image = to_float(speckle(1))
     cut = image[:, :, 3 : 3 + height, 5 : 5 + width] if height < 256 else image

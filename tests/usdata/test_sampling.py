@@ -2,6 +2,7 @@
 
 import math
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from usdata.sampling import BalancedSampler, EpochSampler, GroupIndex, group_pro
 from usdata.schema import taxonomy
 
 USFM = taxonomy()["usfm12_images_in_3m_us"]  # organ -> images, the largest first
-# Percentages and repeats per image in one epoch of 2,187,915 draws, worked out by hand from the counts of USFM's Fig. 3.
+# Percentages, and draws of one image in an epoch of 2,187,915: N^γ / Σ N^γ for the counts of USFM's Fig. 3.
 USFM_PERCENT = {
     1.0: [91.743, 3.288, 0.932, 0.847, 0.579, 0.571, 0.509, 0.479, 0.411, 0.385, 0.185, 0.071],
     0.5: [52.751, 9.986, 5.316, 5.069, 4.192, 4.162, 3.930, 3.811, 3.530, 3.418, 2.372, 1.464],
@@ -126,7 +127,7 @@ def test_an_image_of_a_rare_organ_is_drawn_more_often() -> None:
 def test_draws_do_not_depend_on_how_they_are_asked_for(cuts: list[int], epoch: int, balanced: bool) -> None:
     sampler = BalancedSampler(codes_of(40, 7), 0.5, 9) if balanced else EpochSampler(47, 9)
     edges = [0, *sorted(cuts), 300]
-    parts = [sampler.draw(epoch, a, b) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [sampler.draw(epoch, a, b) for a, b in pairwise(edges)]
     assert np.array_equal(np.concatenate(parts), sampler.draw(epoch, 0, 300))
 
 

@@ -7,7 +7,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import torch
 from timm.layers import DropPath
 from torch import Tensor, nn
 
@@ -41,7 +40,8 @@ class Classifier(nn.Module):
         encoder = self.backbone.encoder
         position_rows(encoder).requires_grad_(True)  # MAE fine-tunes its positions
         width, depth = encoder.embed_dim, len(encoder.blocks)
-        for block, rate in zip(encoder.blocks, torch.linspace(0, drop_path, depth).tolist(), strict=True):
+        for i, block in enumerate(encoder.blocks):
+            rate = drop_path * i / max(1, depth - 1)
             if rate > 0:
                 block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
         if pool == "mean":

@@ -39,31 +39,31 @@ class D2MAEConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     # the image
-    image_size: int = Field(224, gt=0)  # pixels per side the network sees; ours (MAE, DeblurMIM: 224)
-    source_size: int = Field(256, gt=0)  # pixels per side of the stored images; the lake's
+    image_size: int = Field(default=224, gt=0)  # pixels per side the network sees; ours (MAE, DeblurMIM: 224)
+    source_size: int = Field(default=256, gt=0)  # pixels per side of the stored images; the lake's
     channels: Literal[1, 3] = 3  # 3: grey repeated, as MAE; 1: one-channel stem and target, cheaper
     crop_area: tuple[float, float] = (0.2, 1.0)  # share of the image a random crop keeps; ours (MAE, DeblurMIM)
     crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width/height of a random crop; ours (MAE)
-    flip: float = Field(0.5, ge=0, le=1)  # probability of mirroring left to right; ours (MAE)
+    flip: float = Field(default=0.5, ge=0, le=1)  # probability of mirroring left to right; ours (MAE)
     eval_view: Literal["centre", "whole"] = "centre"  # ours: MAE shows the central 7/8, DeblurMIM's validation all
 
     # encoder: a plain timm ViT, and what to change in it (None: as timm has it)
     encoder: str = "vit_base_patch16_224"
-    patch_size: int = Field(16, gt=0)
-    encoder_width: int | None = Field(None, gt=0, multiple_of=4)
-    encoder_depth: int | None = Field(None, gt=0)
-    encoder_heads: int | None = Field(None, gt=0)
+    patch_size: int = Field(default=16, gt=0)
+    encoder_width: int | None = Field(default=None, gt=0, multiple_of=4)
+    encoder_depth: int | None = Field(default=None, gt=0)
+    encoder_heads: int | None = Field(default=None, gt=0)
 
     # decoder; ours (MAE's), the paper says only that there is one
-    decoder_width: int = Field(512, gt=0, multiple_of=4)
-    decoder_depth: int = Field(8, gt=0)
-    decoder_heads: int = Field(16, gt=0)
+    decoder_width: int = Field(default=512, gt=0, multiple_of=4)
+    decoder_depth: int = Field(default=8, gt=0)
+    decoder_heads: int = Field(default=16, gt=0)
 
     # corruption
-    mask_ratio: float = Field(0.75, ge=0, lt=1)  # share of patches the encoder does not see
+    mask_ratio: float = Field(default=0.75, ge=0, lt=1)  # share of patches the encoder does not see
     blur: Literal["none", "static", "levels"] = "levels"
     sigmas: tuple[float, ...] = tuple(i / 10 for i in range(1, 12))  # pixels; level t has sigma sigmas[t - 1]
-    static_sigma: float = Field(1.1, gt=0)  # pixels; for blur = static (DeblurMIM)
+    static_sigma: float = Field(default=1.1, gt=0)  # pixels; for blur = static (DeblurMIM)
     blur_at: Literal["crop", "source"] = "crop"  # ours: on the crop's grid, so that t means one blur; DeblurMIM: source
 
     # what tells the network the level
@@ -77,11 +77,11 @@ class D2MAEConfig(BaseModel):
 
     # before fine-tuning: the optimal blurriness search (training/obs.py)
     finetune_blur: Literal["none", "fixed", "obs"] = "obs"
-    fixed_sigma: float = Field(0.5, gt=0)  # pixels; for finetune_blur = fixed; must be a level's sigma
-    obs_step: int = Field(2, gt=0)  # every how many levels the search tries
+    fixed_sigma: float = Field(default=0.5, gt=0)  # pixels; for finetune_blur = fixed; must be a level's sigma
+    obs_step: int = Field(default=2, gt=0)  # every how many levels the search tries
     obs_criterion: Literal["abs", "rel"] = "abs"  # ours: rel divides by the error of doing nothing
-    obs_mask_ratio: float = Field(0.0, ge=0, lt=1)  # ours: above 0 for an audit of the search
-    obs_masks: int = Field(1, gt=0)  # ours: masks to average over when obs_mask_ratio is above 0
+    obs_mask_ratio: float = Field(default=0.0, ge=0, lt=1)  # ours: above 0 for an audit of the search
+    obs_masks: int = Field(default=1, gt=0)  # ours: masks to average over when obs_mask_ratio is above 0
 
     @property
     def levels(self) -> tuple[float, ...]:

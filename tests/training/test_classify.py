@@ -1,0 +1,110 @@
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fakes.training_fakes import FakeCohort
+
+from training.checkpoint import random_encoder
+from training.config import resolve
+from training.downstream.classify import probe_cohort, rows_of, score
+from training.train import pretrain
+from training.watch import embed
+from usdata.errors import ConfigError, UsdataError
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("classify") / "run"
+    pretrain(FakeCohort(), resolve("tiny", "micro", sets=["steps=60", "checkpoint_every=100", "log_every=20"]), out)
+    return out
+
+
+def methods(result):
+    return {(s["encoder"], s["method"]): s for s in result["scores"]}
+
+
+def test_a_score_stands_beside_a_random_encoder_thumbnails_and_the_majority(encoder):
+    result = probe_cohort(FakeCohort(), encoder)
+    found = methods(result)
+    assert set(found) == {
+        ("trained", "linear"),
+        ("trained", "knn"),
+        ("random", "linear"),
+        ("random", "knn"),
+        ("thumbnails", "1-nn"),
+        ("none", "majority"),
+    }
+    assert found["trained", "linear"]["accuracy"]["value"] == 1.0  # bright above or below: anyone can see that
+    assert found["thumbnails", "1-nn"]["accuracy"]["value"] == 1.0
+    assert found["none", "majority"]["macro_auroc"]["value"] == pytest.approx(0.5, abs=0.1)
+    assert (result["label"], result["classes"], result["groups"]) == ("organ", {"breast": 20, "thyroid": 20}, 10)
+    assert {gain["method"] for gain in result["gain"]} == {"linear", "knn"}
+    assert result["encoder"]["cohort_hash"] == "c0ffee"
+    assert json.loads((encoder / "scores.json").read_text())["scores"] == result["scores"]
+
+
+def test_scores_depend_on_the_seed_alone(encoder, tmp_path):
+    probe_cohort(FakeCohort(), encoder, out=tmp_path / "a.json", label="label", seed=3)
+    probe_cohort(FakeCohort(), encoder, out=tmp_path / "b.json", label="label", seed=3)
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+def test_images_without_the_label_are_left_out_and_counted(encoder, tmp_path):
+    result = probe_cohort(FakeCohort(), encoder, out=tmp_path / "s.json", label="label")
+    assert result["left_out"] == 8  # each fifth of 40
+    assert sum(result["classes"].values()) == 32
+
+
+def test_a_number_and_its_interval_are_shown_for_each_method(encoder, tmp_path):
+    rows = rows_of(probe_cohort(FakeCohort(), encoder, out=tmp_path / "s.json"))
+    assert [row["encoder"] for row in rows[-2:]] == ["trained - random"] * 2
+    assert rows[0]["accuracy"] == "1.000 [1.000, 1.000]"
+
+
+def test_the_majority_is_that_of_the_training_part():
+    images = np.zeros((10, 256, 256), np.uint8)
+    labels = ["a"] * 7 + ["b"] * 3
+    result = score(images, labels, np.arange(10), {}, repeats=20)
+    assert methods(result)["none", "majority"]["accuracy"]["value"] == 0.7
+    assert result["gain"] == []
+
+
+def test_features_do_not_depend_on_the_batch_they_are_computed_in():
+    recipe, images = random_encoder("tiny", "micro"), FakeCohort().images()
+    np.testing.assert_allclose(embed(recipe, images, 7), embed(recipe, images, 40), rtol=1e-5, atol=1e-6)
+    assert embed(recipe, images).shape == (40, 8)
+
+
+def test_a_class_of_one_patient_is_refused_by_name():
+    images = np.zeros((6, 256, 256), np.uint8)
+    with pytest.raises(UsdataError, match="All images of 'rare' are of one patient"):
+        score(images, ["a"] * 4 + ["rare"] * 2, np.array([0, 1, 2, 3, 4, 4]), {})
+
+
+def test_a_cohort_without_two_labels_is_refused(encoder):
+    cohort = FakeCohort()
+    cohort.organ = ["breast"] * 40
+    with pytest.raises(ConfigError, match="'organ' has 1 values"):
+        probe_cohort(cohort, encoder, label="organ")
+
+
+def test_a_missing_encoder_is_refused(tmp_path):
+    with pytest.raises(UsdataError, match="No weights in"):
+        probe_cohort(FakeCohort(), tmp_path)
+
+
+@pytest.mark.real
+@pytest.mark.skipif("USDATA_REAL_DATA" not in os.environ, reason="needs USDATA_REAL_DATA")
+def test_a_random_vit_on_busi_is_scored_within_bounds():
+    from PIL import Image
+
+    files = sorted(p for p in (Path(os.environ["USDATA_REAL_DATA"]) / "busi").rglob("*.png") if "_mask" not in p.name)
+    images = np.stack([np.asarray(Image.open(p).convert("L").resize((256, 256))) for p in files])
+    recipe = random_encoder("d2mae", "micro")
+    result = score(images, [p.parent.name for p in files], np.arange(45), {"random": lambda x: embed(recipe, x)})
+    assert result["classes"] == {"benign": 15, "malignant": 15, "normal": 15}
+    found = methods(result)["random", "linear"]["accuracy"]
+    assert found["low"] < found["value"] < found["high"] < 0.9  # 45 images say little, and the interval admits it
+    assert found["high"] - found["low"] > 0.2
