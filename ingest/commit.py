@@ -13,8 +13,8 @@ import pyarrow as pa
 
 from ingest.build import Rejected, ShardReport
 from ingest.plan import ShardJob
-from usdata.catalog import canonical, read_part, write_duckdb, write_part
-from usdata.files import explain_os_errors, file_xxh, read_json, sync_folder, write_json
+from usdata.catalog import canonical, duckdb_is_fresh, read_part, write_duckdb, write_part
+from usdata.files import explain_os_errors, file_xxh, locked, read_json, sync_folder, write_json
 from usdata.lake import Lake
 from usdata.schema import QUARANTINE, SAMPLES, table_of
 from usdata.shards import read_rows
@@ -89,7 +89,8 @@ def commit(
     """
     kept = [report for report in reports if report.samples]
     staging = lake.staging(dataset)
-    with explain_os_errors(lake.root, dataset=dataset, step="commit"):
+    one_at_a_time = locked(lake.root / ".staging" / "commit.lock", wait=True)  # all data sets share catalog.duckdb
+    with explain_os_errors(lake.root, dataset=dataset, step="commit"), one_at_a_time:
         table = _catalog_table(lake, dataset, kept)
         write_part(staging / "catalog.parquet", table)
         write_part(staging / "quarantine.parquet", quarantine_table(dataset, rejected))
@@ -100,6 +101,8 @@ def commit(
             "quarantine_xxh": file_xxh(staging / "quarantine.parquet"),
         }
         if _in_place(lake, dataset, manifest):
+            if not duckdb_is_fresh(lake):  # an earlier run was killed between the catalog part and the views
+                write_duckdb(lake)
             shutil.rmtree(staging)
             return False
         lake.catalog_part(dataset).unlink(missing_ok=True)

@@ -3,13 +3,12 @@
 `ingest` does it on this machine; Prefect's flow calls the same `prepare`, `build_shard` and `finish` as its tasks.
 """
 
-import fcntl
 import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from ingest.plan import ShardJob, plan_shards
 from ingest.readers import sniff
 from ingest.scan import Source, refuse_dicom, scan
 from usdata.errors import CardError, LakeError
-from usdata.files import explain_os_errors
+from usdata.files import explain_os_errors, locked
 from usdata.lake import Lake
 
 Progress = Callable[[str, int, int], None]  # stage, done, total
@@ -254,13 +253,9 @@ def only_ingest(lake: Lake, dataset: str) -> Iterator[None]:
     Raises:
         LakeError: another process is ingesting the data set.
     """
-    path = lake.root / ".staging" / f"{dataset}.lock"
-    with explain_os_errors(lake.root, dataset=dataset, step="lock"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w")
-    with file:
+    with ExitStack() as stack, explain_os_errors(lake.root, dataset=dataset, step="lock"):
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(locked(lake.root / ".staging" / f"{dataset}.lock", wait=False))
         except BlockingIOError as error:
             raise LakeError(
                 "Another process is ingesting this data set into this lake.",

@@ -182,10 +182,22 @@ def _refusal(error: duckdb.Error) -> QueryError:
     return QueryError(f"The query was refused: {text}", hint=hint)
 
 
+def duckdb_is_fresh(lake: Lake) -> bool:
+    """Whether `catalog.duckdb` was written whole, after every part of the catalog."""
+    path = lake.root / "catalog.duckdb"
+    if not path.exists() or _duckdb_draft(lake).exists():
+        return False
+    return all(part.stat().st_mtime_ns <= path.stat().st_mtime_ns for part in lake.catalog_files())
+
+
+def _duckdb_draft(lake: Lake) -> Path:
+    return lake.root / ".catalog.duckdb.tmp"
+
+
 def write_duckdb(lake: Lake) -> None:
     """(Re)write `catalog.duckdb`, the views for a duckdb shell started in the lake's folder; paths are relative."""
-    path = lake.root / "catalog.duckdb"
-    temporary = path.with_name(".catalog.duckdb.tmp")
+    path = lake.root / "catalog.duckdb"  # the caller holds the lake's commit lock
+    temporary = _duckdb_draft(lake)
     temporary.unlink(missing_ok=True)
     organs = _organs()
     with duckdb.connect(str(temporary), config={"file_search_path": str(lake.root.absolute())}) as con:

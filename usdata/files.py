@@ -1,6 +1,7 @@
 """Writing files so that a reader sees the old one or the new one, whole, whatever happens in between."""
 
 import errno
+import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -47,10 +48,11 @@ def explain_os_errors(where: Path, *, dataset: str | None = None, step: str = "w
 def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes the place of `path` when the block ends without an error, and leaves no trace otherwise.
 
-    Written under a temporary name in the same folder, flushed to the disk, then renamed.
+    Written under a temporary name in the same folder, flushed to the disk, then renamed. The name is always the same,
+    so that what a killed run left is overwritten by the next; two writers of one path need a lock.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
             yield file
@@ -61,6 +63,19 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         temporary.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+@contextmanager
+def locked(path: Path, wait: bool) -> Iterator[None]:
+    """Hold the lock file `path`; it goes with the process, however that ends.
+
+    Raises:
+        BlockingIOError: another process holds it and `wait` is False.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        yield
 
 
 def sync_folder(folder: Path) -> None:

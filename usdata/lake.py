@@ -69,10 +69,11 @@ class Lake:
             raise LakeError(f"Unknown interpolation {interpolation!r}; known: {', '.join(INTERPOLATIONS)}.")
         if "://" not in str(root) and not (folder / "lake.json").exists():
             with explain_os_errors(folder, step="create the lake"):
-                strangers = [p.name for p in folder.iterdir() if p.name != ".staging"] if folder.exists() else []
+                known = {".staging", ".lake.json.tmp"}  # left by a creation that was killed
+                strangers = {p.name for p in folder.iterdir()} - known if folder.exists() else set()
                 if strangers:
                     raise LakeError(
-                        f"{folder} is not empty and is no lake (it holds {sorted(strangers)[0]!r}).",
+                        f"{folder} is not empty and is no lake (it holds {min(strangers)!r}).",
                         hint="Choose an empty or new folder with --lake DIR.",
                     )
                 head = {"format": FORMAT, "image_size": IMAGE_SIZE, "created_by": f"usdata {__version__}"}

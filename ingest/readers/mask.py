@@ -66,19 +66,25 @@ def fill_outline(curve: NDArray[np.bool_]) -> NDArray[np.bool_]:
         DataError: a thin line that encloses nothing (reason mask_open_outline).
     """
     filled = np.zeros_like(curve)
-    count, parts = cv2.connectedComponents(curve.astype(np.uint8), connectivity=8)
+    count, parts, boxes, _ = cv2.connectedComponentsWithStats(curve.astype(np.uint8), connectivity=8)
     for number in range(1, count):
-        filled |= _fill_one(parts == number)
+        x, y, width, height = (int(edge) for edge in boxes[number, :4])
+        part = np.s_[y : y + height, x : x + width]
+        rows, columns = curve.shape
+        at_border = (y == 0, y + height == rows, x == 0, x + width == columns)
+        filled[part] |= _fill_one(parts[part] == number, at_border)
     return filled
 
 
-def _fill_one(curve: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _fill_one(curve: NDArray[np.bool_], at_border: tuple[bool, ...]) -> NDArray[np.bool_]:
+    """One connected curve, cut out by its box; `at_border`: which of top, bottom, left, right are the image's."""
     framed = np.pad(curve, 1).astype(np.uint8)
     filled = _holes_filled(framed)
     if filled.sum() > curve.sum() or cv2.erode(framed, np.ones((3, 3), np.uint8)).any():
         return filled
-    for side in ((0, ...), (-1, ...), (..., 0), (..., -1)):  # open: close it along the border it touches
-        framed[side] |= np.uint8(curve[side].any())
+    sides = np.s_[0, :], np.s_[-1, :], np.s_[:, 0], np.s_[:, -1]
+    for side, here in zip(sides, at_border, strict=True):
+        framed[side] |= np.uint8(here)  # open: close it along the border it touches
     closed = _holes_filled(framed)
     if closed.sum() <= curve.sum():
         raise DataError("mask_open_outline", f"An outline of {int(curve.sum())} pixels encloses nothing.", step="mask")
@@ -107,10 +113,9 @@ def _open(path: Path) -> Image.Image:
 def _classes(image: Image.Image, spec: Masks, path: Path) -> NDArray[np.uint8]:
     if spec.kind == "index":
         return _look_up(_stored_numbers(image), spec)
-    rgb = _opaque_rgb(image)
     if spec.kind == "colour":
-        return _look_up_colours(rgb, spec)
-    grey = rgb.max(axis=2)
+        return _look_up_colours(_opaque_rgb(image), spec)
+    grey = _brightness(image)
     inside = grey > spec.threshold
     if grey.any() and not inside.any():
         text = f"No value exceeds the threshold {spec.threshold}; the largest is {int(grey.max())}."
@@ -126,6 +131,16 @@ def _classes(image: Image.Image, spec: Masks, path: Path) -> NDArray[np.uint8]:
     return inside.astype(np.uint8) * np.uint8(spec.classes.index(name))
 
 
+def _brightness(image: Image.Image) -> NDArray[np.uint8]:
+    """The largest channel of each pixel: a mask in any bright colour counts, which luma would not give for blue."""
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    if image.mode[0] == "I":
+        return to_8_bits(np.asarray(image))
+    red, green, blue = np.moveaxis(np.asarray(image) if image.mode == "RGB" else _opaque_rgb(image), 2, 0)
+    return np.maximum(np.maximum(red, green), blue)
+
+
 def _opaque_rgb(image: Image.Image) -> NDArray[np.uint8]:
     """RGB of a mask, in which see-through pixels are black. Transparency that is the same everywhere says nothing.
 
@@ -133,8 +148,7 @@ def _opaque_rgb(image: Image.Image) -> NDArray[np.uint8]:
         DataError: all black, and only the transparency varies: the mask may be in it, or not (reason mask_value).
     """
     if image.mode[0] == "I":
-        grey = to_8_bits(np.asarray(image))
-        return np.repeat(grey[..., None], 3, axis=2)
+        raise DataError("mask_value", "Numbers of 16 bits where colours are expected.", step="mask")
     rgba = np.array(image.convert("RGBA"))
     rgb, alpha = rgba[..., :3], rgba[..., 3]
     if alpha.min() < alpha.max():

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import BinaryIO
 
 import cv2
 import numpy as np
@@ -96,6 +97,38 @@ def _is_video(head: bytes) -> bool:
     )
 
 
+def _check_whole(path: Path, head: bytes) -> None:
+    """Refuses an MP4, MOV, AVI or GIF file whose own structure says that its end is missing."""
+    size = path.stat().st_size
+    cut = False
+    with path.open("rb") as file:
+        if head[4:8] == b"ftyp":
+            cut = _boxes_end(file) > size
+        elif head[:4] == b"RIFF":
+            cut = int.from_bytes(head[4:8], "little") + 8 > size
+        elif head[:4] == b"GIF8":
+            file.seek(max(0, size - 64))
+            cut = not file.read().rstrip(b"\0").endswith(b";")
+    if cut:
+        raise DataError("truncated", f"The file ends too early, after {size} bytes.", step="read")
+
+
+def _boxes_end(file: BinaryIO) -> int:
+    """Where the last of an MP4 file's boxes ends; beyond the end of the file if that was cut."""
+    position = 0
+    while True:
+        file.seek(position)
+        header = file.read(16)
+        if not header:
+            return position
+        length = int.from_bytes(header[:4])
+        if length == 1:  # the length follows, in 8 bytes
+            length = int.from_bytes(header[8:16])
+        if length == 0:  # to the end of the file
+            return position
+        position += max(length, 8)
+
+
 @contextmanager
 def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
     try:
@@ -107,6 +140,7 @@ def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
         raise DataError("unreadable", f"{error.strerror}.", step="read") from error
     if not head:
         raise DataError("empty_file", "The file has no bytes.", step="read")
+    _check_whole(path, head)
     if not _is_video(head):
         raise DataError("unsupported", f"Not a video that is read here: it begins {head!r}.", step="read")
     # One thread: frames come out the same, and shards are built in parallel already.

@@ -6,10 +6,12 @@ SIGKILL after a random time, and `os._exit` just before the n-th change of the f
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 
 import pytest
@@ -52,6 +54,8 @@ def child(folder: Path, lake: Path, die_at: int | None) -> int:
                 die_before_change(die_at)
             run(folder, lake)
             code = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(code)
     return pid
@@ -83,7 +87,7 @@ def killed_at_every_step(folder: Path, work: Path) -> int:
         if code == 0:
             return step - 1
         run_in_child(folder, lake)
-        assert tree_digest(lake) == want, f"killed before change {step}"
+        assert_same(lake, want, f"killed before change {step}")
     raise AssertionError("the run never ended")
 
 
@@ -102,7 +106,7 @@ def killed_while_replacing(folder: Path, work: Path) -> int:
         if code == 0:
             return step - 1
         run_in_child(folder, lake)
-        assert tree_digest(lake) == want, f"killed before change {step}"
+        assert_same(lake, want, f"killed before change {step}")
     raise AssertionError("the run never ended")
 
 
@@ -120,8 +124,15 @@ def killed_at_random_moments(folder: Path, work: Path, times: int, seed: int) ->
         early += ended(pid) == -signal.SIGKILL
         assert in_child(readable, lake) in (None, 0, 64)
         run_in_child(folder, lake)
-        assert tree_digest(lake) == want, f"kill number {number}"
+        assert_same(lake, want, f"kill number {number}")
     return early
+
+
+def assert_same(lake: Path, want: dict[str, str], when: str) -> None:
+    got = tree_digest(lake)
+    differ = sorted(name for name in got.keys() | want.keys() if got.get(name) != want.get(name))
+    assert not differ, f"{when}: {differ}"
+    shutil.rmtree(lake)
 
 
 def run_in_child(folder: Path, lake: Path) -> None:

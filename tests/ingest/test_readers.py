@@ -123,6 +123,7 @@ CUTS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow's, about the tags of a cut TIFF
 @pytest.mark.parametrize("name", CUTS)
 def test_a_file_cut_anywhere_is_never_taken_for_a_whole_one(name):
     content = CUTS[name]
@@ -163,6 +164,7 @@ def test_a_png_that_lacks_rows_is_refused_even_if_all_checksums_are_right():
         assert reason(image_reader.PNG + header + data + png_chunk(b"IEND", b"")) in ("unreadable", "truncated")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=150, deadline=None)
 @given(st.sampled_from(sorted(CUTS)), st.lists(st.tuples(st.floats(0, 1), st.integers(0, 255)), max_size=5))
 def test_damage_gives_pixels_or_a_data_error_and_nothing_else(name, changes):
@@ -223,7 +225,7 @@ def test_a_video_is_probed_by_decoding_it(clip):
 
 def test_chosen_frames_are_the_ones_that_reading_all_gives(clip):
     everything = dict(read_frames(clip, range(12)))
-    assert [abs(int(frame[40].mean()) - 8 * (k + 1)) < 4 for k, frame in everything.items()] == [True] * 12
+    assert [abs(float(frame[40].mean()) - 8 * (k + 1)) < 6 for k, frame in everything.items()] == [True] * 12
     chosen = list(read_frames(clip, [1, 5, 11]))
     assert [index for index, _ in chosen] == [1, 5, 11]
     for index, frame in chosen:
@@ -252,7 +254,26 @@ def test_a_cut_video_is_refused(clip, tmp_path):
         path.write_bytes(content[: int(share * len(content))])
         with pytest.raises(DataError) as error:
             probe(path)
-        assert error.value.reason in ("unreadable", "truncated")
+        assert error.value.reason == "truncated"
+
+
+def test_a_cut_avi_or_gif_video_is_refused(clip, tmp_path):
+    avi = tmp_path / "a.avi"
+    writer = cv2.VideoWriter(str(avi), cv2.VideoWriter.fourcc(*"MJPG"), 10.0, (64, 48))
+    for _, frame in read_frames(clip, range(12)):
+        writer.write(frame)
+    writer.release()
+    assert probe(avi).n_frames == 12
+    gif = tmp_path / "a.gif"
+    frames = [Image.fromarray(np.roll(GREY, k, 0)) for k in range(6)]
+    frames[0].save(gif, save_all=True, append_images=frames[1:])
+    for path in (avi, gif):
+        content = path.read_bytes()
+        for share in (0.3, 0.6, 0.95):
+            path.write_bytes(content[: int(share * len(content))])
+            with pytest.raises(DataError) as error:
+                probe(path)
+            assert error.value.reason == "truncated"
 
 
 def test_a_playlist_that_would_make_the_decoder_open_other_files_is_refused(clip, tmp_path):

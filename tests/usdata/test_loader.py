@@ -279,6 +279,16 @@ def test_an_old_iterator_ends_when_a_new_one_begins_or_a_state_is_loaded(fake: F
     assert ids_of(loader) == ids_of(a_loader(fake))
 
 
+def test_a_state_loaded_after_the_last_batch_is_not_advanced_by_the_old_loop(fake: FakeShards) -> None:
+    loader = a_loader(fake)
+    batches = iter(loader)
+    for _ in range(len(loader)):
+        next(batches)
+    loader.load_state_dict(a_loader(fake).state_dict())
+    assert list(batches) == []
+    assert loader.state_dict()["epoch"] == loader.epoch == 0
+
+
 def test_a_state_fits_ranks_that_share_the_same_global_batch(fake: FakeShards) -> None:
     whole = a_loader(fake, batch_size=12)
     batches = iter(whole)

@@ -179,12 +179,13 @@ def test_copied_rows_are_the_pixels_behind_their_filter_bytes() -> None:
 
 
 def test_a_batch_of_files_is_checked_and_read_in_place() -> None:
-    images = np.stack([an_image(i) for i in range(6)])
-    files = np.full((6, png.PITCH), 77, np.uint8)
+    images = np.stack([an_image(i) for i in range(8)])
+    files = np.full((8, png.PITCH), 77, np.uint8)
     files[:, : png.SIZE] = png.encode(images)
-    for row, byte in ((1, 3), (2, 47), (3, png.SECOND - 1), (4, png.SECOND), (5, png.SIZE - 1)):
+    filters = png.FIRST, png.FIRST + 248 * png.ROW, png.SECOND
+    for row, byte in enumerate([3, 47, png.SECOND - 1, png.SIZE - 1, *filters], start=1):
         files[row, byte] ^= 1
-    assert png.are_canonical(files).tolist() == [True] + [False] * 5
+    assert png.are_canonical(files).tolist() == [True] + [False] * 7
     files[:, : png.SIZE] = png.encode(images)
     assert png.are_canonical(files).all()
     pixels = png.close_gap(files)

@@ -147,6 +147,14 @@ def test_the_draws_of_today_are_those_of_tomorrow() -> None:
     assert EpochSampler(100_000, 0).draw(0, 0, 6).tolist() == [68061, 63049, 46295, 98124, 75227, 77910]
 
 
+def test_a_group_owns_exactly_its_share_of_the_64_bit_words() -> None:
+    groups, thresholds = sampling._thresholds(group_probabilities([3, 0, 4, 6, 9], 0.0))
+    assert groups.tolist() == [0, 2, 3, 4]  # the empty one owns none
+    assert thresholds.tolist() == [2**62, 2**63, 3 * 2**62]
+    third = sampling._thresholds(group_probabilities([1, 1, 1], 1.0))[1]
+    assert all(abs(int(word) - 2**64 * (i + 1) // 3) < 2**12 for i, word in enumerate(third))
+
+
 def test_groups_beyond_16_bits_are_drawn_too() -> None:
     codes = np.arange(70_000, dtype=np.int32) // 2
     sampler = BalancedSampler(codes, 0.0, 0)
