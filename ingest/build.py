@@ -154,7 +154,7 @@ def _read(job: ShardJob, source: Source) -> Iterator[Sample | Rejected]:
 
 
 def _sample(job: ShardJob, source: Source, position: int, pixels: NDArray[np.uint8]) -> Iterator[Sample | Rejected]:
-    """The sample of one decoded frame; before it, a rejection of its mask if only that is bad and the card allows it."""
+    """The sample of one decoded frame; before it, a rejection of its mask, if only that is bad and the card allows."""
     card, (height, width) = job.card, pixels.shape[:2]
     classes = None
     if source.item.masks and card.masks:
@@ -164,7 +164,8 @@ def _sample(job: ShardJob, source: Source, position: int, pixels: NDArray[np.uin
         except DataError as error:
             if card.masks.if_bad == "refuse":
                 raise
-            yield Rejected(source.item.masks[0], None, "mask", error.reason, error.message)
+            bad = next((m for m in source.item.masks if Path(m).name == error.item), source.item.masks[0])
+            yield Rejected(bad, None, "mask", error.reason, error.message)
     row = _row(job, source, position, (height, width))
     if preprocess.colour_share(pixels) > card.colour_limit:
         row["mode"] = "colour_doppler"

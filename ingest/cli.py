@@ -66,7 +66,9 @@ def ingest(
 @app.command()
 def datasets(
     dataset: Annotated[str | None, typer.Argument(help="Show all of one card.")] = None,
-    vocabulary: Annotated[str | None, typer.Option(help="List the words of organ, organ_group, probe, mode or species.")] = None,
+    vocabulary: Annotated[
+        str | None, typer.Option(help="List the words of organ, organ_group, probe, mode or species.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")] = False,
 ) -> None:
     """The registered data sets: what they hold, under which licence, and where to get them."""

@@ -62,7 +62,8 @@ def crop(image: NDArray[np.uint8], box: Box | None) -> NDArray[np.uint8]:
     x0, y0, x1, y1 = box
     height, width = image.shape[:2]
     if not (0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height):
-        raise DataError("crop_outside", f"The crop {box} reaches outside the image of {width} x {height} pixels.")
+        text = f"The crop {box} reaches outside the image of {width} x {height} pixels."
+        raise DataError("crop_outside", text, step="preprocess")
     return image[y0:y1, x0:x1]
 
 

@@ -17,7 +17,7 @@ from ingest import generated
 from ingest.build import Rejected, ShardReport, build_shard
 from ingest.card import Card, card_digest
 from ingest.commit import clear_stale, commit, committed_shards, find_finished
-from ingest.layout import Listing, Problem, list_items
+from ingest.layout import Listing, Problem, list_items, walk
 from ingest.plan import ShardJob, plan_shards
 from ingest.readers import sniff
 from ingest.scan import Source, refuse_dicom, scan
@@ -30,7 +30,7 @@ Progress = Callable[[str, int, int], None]  # stage, done, total
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Where every file of a source went: files = used + ignored + quarantined ones; samples can exceed items (video)."""
+    """Where every file of a source went. A video is one item and many samples."""
 
     files: int
     ignored: int
@@ -144,8 +144,10 @@ def _folder(card: Card, source: Path | None) -> Path:
 
 def _refuse_dicom_among(card: Card, root: Path, problems: Iterable[Problem]) -> None:
     """Files that no pattern fits might be DICOM, whose very paths can name a patient: look before storing a path."""
-    for problem in problems:
-        path = root / problem.path
+    odd = any(problem.reason == "bad_path" for problem in problems)  # shown escaped: look at the real names
+    names = [name for name, _ in walk(root)] if odd else [problem.path for problem in problems]
+    for name in names:
+        path = root / name
         if path.is_file() and sniff.is_dicom(path):
             raise refuse_dicom(card.name)
 
@@ -184,7 +186,8 @@ def build_all(jobs: list[ShardJob], workers: int) -> Iterator[ShardReport]:
             "A worker process died (killed, or out of memory).",
             dataset=jobs[0].card.name,
             step="build",
-            hint="Run the same command again: finished shards are kept. Fewer --workers need less memory.",
+            hint="Run the same command again: finished shards are kept. Fewer --workers need less memory. "
+            'In a script, call ingest under `if __name__ == "__main__":`.',
         ) from error
 
 
@@ -233,7 +236,7 @@ def _counts(plan: Plan, reports: list[ShardReport], rejected: list[Rejected]) ->
 def _compare(card: Card, listing: Listing, counts: Counts) -> list[str]:
     """Notes where the source differs from the published counts by more than 2 %."""
     notes = []
-    kinds = Counter(item.kind for item in listing.items)
+    kinds: Counter[str] = Counter(item.kind for item in listing.items)
     for kind, expected in (("image", card.expect.images), ("video", card.expect.videos)):
         if expected and abs(kinds[kind] - expected) > 0.02 * expected:
             notes.append(f"{kinds[kind]} {kind}s found; {expected} were published")

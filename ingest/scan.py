@@ -1,6 +1,6 @@
 """Look at every source once before any pixel is decoded: hash it, count its frames, refuse private formats.
 
-The hashes make reruns cheap (what has not changed is not built again), name the samples, and find byte-identical copies.
+The hashes make reruns cheap (what has not changed is not built again), name the samples, and find identical copies.
 """
 
 from collections.abc import Callable, Iterable
@@ -71,7 +71,8 @@ def scan_item(card: Card, root: Path, item: Item) -> Source | Problem:
         if path.stat().st_size == 0:
             raise DataError("empty_file", "The file has no bytes.")
         masks = tuple(_hash_file(root / mask).hexdigest() for mask in item.masks)
-        n_frames, fps, frames = None, None, (0,)
+        n_frames, fps = None, None
+        frames: tuple[int, ...] = (0,)
         if item.kind == "video":
             info = video.probe(path)
             n_frames, fps = info.n_frames, info.fps

@@ -40,14 +40,19 @@ def open_source(path: Path, temp: Path | None = None) -> Iterator[Path]:
         temp: where to unpack; the system's temporary folder if None. An unpacked copy lies there meanwhile.
 
     Raises:
-        DataError: step unpack; reasons missing, unsupported, unreadable (damaged), unsafe_archive, no_space.
+        DataError: step unpack; reasons missing, unsupported, unreadable (damaged), unsafe_archive, no_space,
+            unwritable.
     """
     if path.is_dir():
         yield path
         return
     if not path.exists():
         raise DataError("missing", f"There is no {path}.", step="unpack", hint="Check the path after --from.")
-    folder = Path(tempfile.mkdtemp(prefix="usdata-unpack-", dir=temp))
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="usdata-unpack-", dir=temp))
+    except OSError as error:
+        text = f"Can't unpack below {temp or tempfile.gettempdir()}: {error.strerror}."
+        raise DataError("unwritable", text, step="unpack", hint="Set TMPDIR to a folder that exists.") from error
     try:
         unpack(path, folder)
         yield folder

@@ -4,6 +4,7 @@ What goes to Prefect's database: parameters, states, counts. Neither images nor 
 stay in memory (`persist_result=False`), and an expected failure is a state with its message instead of a stored error.
 """
 
+import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -40,12 +41,19 @@ def plainly(work: Callable[P, Any]) -> Callable[P, Any]:
 
     @wraps(work)
     def told(*args: P.args, **kwargs: P.kwargs) -> Any:
+        for name in ("prefect.flow_runs", "prefect.engine"):
+            logging.getLogger(name).addFilter(_unexpected)
         try:
             return work(*args, **kwargs)
         except UsdataError as error:
             return Failed(message=_words(error), data=error)
 
     return told
+
+
+def _unexpected(record: logging.LogRecord) -> bool:
+    """False for the traceback that Prefect's engine logs once more after it has logged the failed state's message."""
+    return not (record.exc_info and isinstance(record.exc_info[1], UsdataError))
 
 
 def _words(error: UsdataError) -> str:
@@ -57,8 +65,8 @@ def _words(error: UsdataError) -> str:
 
 
 def _do(step: Any, *values: Any) -> Any:
-    """Run a task now. Quoted values: Prefect need not look for futures among a hundred thousand sources."""
-    return step(*map(quote, values))
+    """Run a task now and raise its failure. Quoted: Prefect then looks for no futures in a hundred thousand sources."""
+    return step(*map(quote, values), return_state=True).result()
 
 
 def _worker_died(task: Any, task_run: TaskRun, state: State[Any]) -> bool:

@@ -30,6 +30,12 @@ if TYPE_CHECKING:
 _START = 180.0  # seconds that a server may take to answer: on a busy machine its first start has taken 60
 _POLL = 3.0  # seconds between two looks for new runs; Prefect's default of 10 feels slow on one's own machine
 _AT_ONCE = 2  # runs; each ingest uses all cores anyway
+_SETTINGS = {  # of the server: no telemetry; the runs' logs to those who --watch
+    "DO_NOT_TRACK": "1",
+    "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+    "PREFECT_SERVER_LOGS_STREAM_OUT_ENABLED": "true",
+    "PREFECT_SERVER_LOGS_STREAM_PUBLISHING_ENABLED": "true",
+}
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -49,13 +55,14 @@ def serve(data: Path | None, lake: Path, port: int) -> None:
     if data is not None and not data.is_dir():
         raise ConfigError(f"There is no folder {data}.", step="serve", hint="Check the path after --data.")
     Lake.create(lake)
-    os.environ.update(DO_NOT_TRACK="1", PREFECT_SERVER_ANALYTICS_ENABLED="false")  # before Prefect reads its settings
+    os.environ["DO_NOT_TRACK"] = "1"  # before Prefect is imported
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends `with` blocks, unlike the default
     try:
         with _server(port) as url:
             _run(url, lake, data)
-    except KeyboardInterrupt:
-        say("Stopped.")
+    except KeyboardInterrupt:  # before the runner had started
+        pass
+    say("Stopped.")
 
 
 def _run(url: str, lake: Path, data: Path | None) -> None:
@@ -142,7 +149,14 @@ def _server(port: int) -> Iterator[str]:
     with file:
         command = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
         # a session of its own: Ctrl-C must not end the server before the runner has said goodbye to it
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file, stderr=file, start_new_session=True)
+        child = subprocess.Popen(
+            command,
+            env={**os.environ, **_SETTINGS},
+            stdin=subprocess.DEVNULL,
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
     try:
         say(f"Starting a Prefect server (up to a minute the first time); its log: {log}")
         _wait(child, url, log)

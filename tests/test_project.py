@@ -45,12 +45,19 @@ def test_imports_point_one_way():
 
 
 def test_torch_is_imported_only_where_tensors_are():
-    wrong = [str(p.relative_to(PROJECT)) for p in modules() if p.relative_to(PROJECT).parts[0] in ("usdata", "ingest")
-             and p.name != "loader.py" and any(name in ("torch", "timm", "webdataset") for _, name in imports(p))]
+    wrong = [
+        str(p.relative_to(PROJECT))
+        for p in modules()
+        if p.relative_to(PROJECT).parts[0] in ("usdata", "ingest")
+        and p.name != "loader.py"
+        and any(name in ("torch", "timm", "webdataset") for _, name in imports(p))
+    ]
     assert not wrong
 
 
-@pytest.mark.parametrize("module", ["usdata", "ingest", "training", "usdata.cli", "ingest.cli", "training.cli", "pipelines.cli"])
+@pytest.mark.parametrize(
+    "module", ["usdata", "ingest", "training", "usdata.cli", "ingest.cli", "training.cli", "pipelines.cli"]
+)
 def test_importing_it_imports_neither_torch_nor_prefect(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'prefect', 'duckdb', 'cv2') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

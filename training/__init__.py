@@ -1,5 +1,4 @@
-"""From a cohort to weights and scores: recipes, one trainer, probes and downstream tasks. Imports usdata only."""
+"""From a cohort to weights and scores: recipes, one trainer, probes and downstream tasks. Imports usdata only.
 
-from training._tvcompat import ensure_torchvision
-
-ensure_torchvision()
+Importing the package imports nothing; `training.models` makes timm safe to import before it does.
+"""

@@ -53,7 +53,7 @@ def pretrain(
         print_rows([result.as_dict()], as_json=True)
     if result.finished:
         say(
-            f"{out}: {result.step:,} steps in {result.seconds:,.0f} s; weights in {out / 'encoder.safetensors'}",
+            f"{out}: {result.step:,} steps done ({result.seconds:,.0f} s); weights in {out / 'encoder.safetensors'}",
             f"  Its score:  usdata downstream probe --encoder {out} --cohort {cohort!r} --lake {lake}",
         )
     else:

@@ -144,7 +144,9 @@ def linear_probe(
     with threadpool_limits(1):  # many small problems: on a busy machine two BLAS threads took 30 times as long as one
         for fold in folds:
             c = _best_c(features[fold.train], labels[fold.train], groups[fold.train], classes, seed)
-            scores[fold.test] = _logistic(features[fold.train], labels[fold.train], features[fold.test], classes, [c])[0]
+            scores[fold.test] = _logistic(features[fold.train], labels[fold.train], features[fold.test], classes, [c])[
+                0
+            ]
             chosen.append(c)
     return scores, chosen
 
@@ -168,7 +170,7 @@ def _logistic(train: Floats, labels: Ints, test: Floats, classes: int, strengths
 
     mean, spread = train.mean(axis=0), train.std(axis=0)
     spread = np.where(spread > 1e-8, spread, 1.0)
-    model, path = LogisticRegression(max_iter=500, warm_start=True), []
+    model, path = LogisticRegression(max_iter=500, warm_start=True), list[Floats]()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # 500 steps are near enough; C = 100 may want more
         for c in strengths:

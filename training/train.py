@@ -126,6 +126,8 @@ def _prepare(out: Path, cfg: RunConfig, cohort: Any, peers: World, resume: bool)
     if peers.first:
         with explain_os_errors(out, step="start"):
             out.mkdir(parents=True, exist_ok=True)
+            for litter in [*out.glob(".*.tmp"), *out.glob("*/.*.tmp")]:  # of a process that was killed while writing
+                litter.unlink()
             config = {"config": cfg.model_dump(mode="json"), "config_hash": cfg.hash}
             write_json(out / "config.json", {**config, **_facts(cohort), "rows": cohort.rows})
     return state

@@ -150,7 +150,7 @@ class Catalog:
             if kinds != [duckdb.StatementType.SELECT]:
                 raise QueryError(
                     f"Only one SELECT is allowed, not {', '.join(k.name for k in kinds) or 'an empty query'}.",
-                    hint="For example:  usdata sql \"select organ, count(*) from samples group by all\"",
+                    hint='For example:  usdata sql "select organ, count(*) from samples group by all"',
                 )
             return self._con.sql(sql).to_arrow_table()
         except duckdb.Error as error:
@@ -176,7 +176,7 @@ def _first_line(error: Exception) -> str:
 
 def _refusal(error: duckdb.Error) -> QueryError:
     text = _first_line(error)
-    hint = "The columns:  usdata sql \"describe samples\""
+    hint = 'The columns:  usdata sql "describe samples"'
     if isinstance(error, duckdb.PermissionException):
         hint = "A query reads the lake's catalog and nothing else: no files, no settings, no writing."
     return QueryError(f"The query was refused: {text}", hint=hint)

@@ -99,7 +99,9 @@ def verify(lake: LakeOption = DEFAULT_LAKE, json: JsonOption = False) -> None:
     findings = check(opened)
     print_rows([finding.row() for finding in findings], json)
     if findings:
-        raise UsdataError(f"{len(findings)} things are wrong in {opened.root}.", hint="The column repair says what to do.")
+        raise UsdataError(
+            f"{len(findings)} things are wrong in {opened.root}.", hint="The column repair says what to do."
+        )
     say(f"{opened.root}: every byte is as it was written.")
 
 

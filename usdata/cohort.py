@@ -18,9 +18,10 @@ from usdata.catalog import Catalog
 from usdata.errors import ConfigError, QueryError, nearest
 from usdata.files import explain_os_errors, file_xxh, read_json, write_json
 from usdata.lake import Lake
+from usdata.reader import ShardIndex, ShardReader
 
 if TYPE_CHECKING:
-    from usdata.loader import Loader, ShardIndex
+    from usdata.loader import Loader
 
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 _RESERVED = {"all", "true", "false", "null"}
@@ -61,7 +62,8 @@ class Cohort:
             except QueryError as error:
                 if _NAME.fullmatch(expression) and expression not in _RESERVED:
                     raise QueryError(
-                        f"No cohort named {expression!r} in {lake.root}, and it is no SQL condition.{nearest(expression, names)}",
+                        f"No cohort named {expression!r} in {lake.root}, and it is no SQL condition."
+                        f"{nearest(expression, names)}",
                         hint="The saved ones:  usdata cohort ls",
                     ) from error
                 raise
@@ -69,8 +71,8 @@ class Cohort:
         cohort = cls(lake, record["sql"], expression)
         if cohort.hash != record["ids_xxh"]:
             raise QueryError(
-                f"Cohort {expression!r} was saved with {record['rows']} samples ({record['ids_xxh'][:8]}…); the lake now "
-                f"gives {cohort.rows} ({cohort.hash[:8]}…).",
+                f"Cohort {expression!r} was saved with {record['rows']} samples ({record['ids_xxh'][:8]}…); the lake "
+                f"now gives {cohort.rows} ({cohort.hash[:8]}…).",
                 hint=f"Save what it selects now under a new name:  usdata cohort save NAME {record['sql']!r}",
             )
         return cohort
@@ -114,8 +116,12 @@ class Cohort:
     def summary(self) -> list[dict[str, Any]]:
         """Images, patients, clips and masks by data set and organ."""
         columns = ["dataset", "organ", "patient", "clip", "has_mask", "licence"]
-        groups = self.table(columns).group_by(["dataset", "organ", "licence"]).aggregate(
-            [("dataset", "count"), ("patient", "count_distinct"), ("clip", "count_distinct"), ("has_mask", "sum")]
+        groups = (
+            self.table(columns)
+            .group_by(["dataset", "organ", "licence"])
+            .aggregate(
+                [("dataset", "count"), ("patient", "count_distinct"), ("clip", "count_distinct"), ("has_mask", "sum")]
+            )
         )
         names = {"dataset_count": "images", "patient_count_distinct": "patients", "clip_count_distinct": "clips"}
         rows = groups.rename_columns([names.get(n, n.removesuffix("_sum")) for n in groups.column_names])
@@ -125,8 +131,6 @@ class Cohort:
 
     def index(self, columns: Sequence[str] = (), mask: bool = False) -> ShardIndex:
         """Where each sample's bytes are, with the columns that a batch is to carry."""
-        from usdata.loader import ShardIndex
-
         places = ["shard", "offset", *(["mask_offset", "mask_size"] if mask else [])]
         table = self.table(list(dict.fromkeys([*places, *columns])))
         shards = table["shard"].combine_chunks().dictionary_encode()
@@ -163,6 +167,8 @@ class Cohort:
         world: int = 1,
         mask: bool = False,
         columns: Sequence[str] = (),
+        drop_last: bool = False,
+        checksums: bool = False,
     ) -> Loader:
         """Batches drawn with P(group) proportional to N^gamma, uniform inside a group; see `usdata.loader.Loader`.
 
@@ -175,6 +181,8 @@ class Cohort:
             workers: threads that prepare batches ahead; the batches are the same for any number.
             mask: also deliver `mask`.
             columns: catalog columns to deliver with each batch.
+            drop_last: leave out what is left of an epoch after whole batches.
+            checksums: check each image's checksums while reading: slower, finds any flipped bit.
 
         Raises:
             ConfigError: an empty cohort, or numbers that make no sense.
@@ -196,6 +204,8 @@ class Cohort:
             mask=mask,
             columns=tuple(columns),
             fingerprint=self.hash,
+            drop_last=drop_last,
+            checksums=checksums,
         )
 
     def batches(self, batch_size: int, columns: Sequence[str] = (), mask: bool = False) -> Iterator[dict[str, Any]]:
@@ -207,9 +217,8 @@ class Cohort:
             yield read_batch(index, np.arange(start, min(start + batch_size, self.rows)), columns=columns, mask=mask)
 
     def images(self) -> NDArray[np.uint8]:
-        """All images, shape (n, 256, 256), uint8, in the cohort's order. For cohorts that fit in memory (64 KiB each)."""
-        parts = [batch["image"][:, 0].numpy() for batch in self.batches(256)]
-        return np.concatenate(parts) if parts else np.empty((0, 256, 256), np.uint8)
+        """All images, shape (n, 256, 256), uint8, in the cohort's order; 64 KiB of memory each."""
+        return ShardReader(self.index()).images(np.arange(self.rows))
 
 
 def _or_minus_one(column: pa.ChunkedArray) -> NDArray[np.int64]:

@@ -30,7 +30,7 @@ class UsdataError(Exception):
         self.message, self.dataset, self.item, self.step, self.hint = message, dataset, item, step, hint
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Worker processes hand errors over by pickle: keep every attribute, whatever a subclass's constructor takes."""
+        """Worker processes hand errors over by pickle: keep every attribute, whatever a constructor takes."""
         return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
     def __str__(self) -> str:

@@ -1,14 +1,14 @@
 """The lake: one folder of shards, catalog, quarantine and cohorts (format 1).
 
-    lake.json                        format, image size, interpolation, version that created it
-    shards/<dataset>/*.tar           images, masks, rows as JSON
-    catalog/samples/<dataset>.parquet
-    catalog/splits.parquet, catalog/duplicates.parquet
-    manifests/<dataset>.json         what the shards were built from, their sizes and hashes
-    quarantine/<dataset>.parquet
-    cohorts/<name>.json
-    catalog.duckdb                   views for the duckdb shell, started in the lake's folder
-    .staging/<dataset>/              an ingest under way; no reader looks there
+lake.json                        format, image size, interpolation, version that created it
+shards/<dataset>/*.tar           images, masks, rows as JSON
+catalog/samples/<dataset>.parquet
+catalog/splits.parquet, catalog/duplicates.parquet
+manifests/<dataset>.json         what the shards were built from, their sizes and hashes
+quarantine/<dataset>.parquet
+cohorts/<name>.json
+catalog.duckdb                   views for the duckdb shell, started in the lake's folder
+.staging/<dataset>/              an ingest under way; no reader looks there
 """
 
 from __future__ import annotations

@@ -35,7 +35,9 @@ def png_uri(pixels: NDArray[np.uint8], side: int | None = None) -> str:
     """A grey image, shape (h, w), uint8, as a data URI; with `side` resized to a square by area averaging."""
     picture = Image.fromarray(np.ascontiguousarray(pixels))
     if side is not None and picture.size != (side, side):
-        picture = picture.resize((side, side), Image.Resampling.BOX if side < picture.width else Image.Resampling.NEAREST)
+        picture = picture.resize(
+            (side, side), Image.Resampling.BOX if side < picture.width else Image.Resampling.NEAREST
+        )
     stream = io.BytesIO()
     picture.save(stream, "PNG", optimize=True)
     return data_uri(stream.getvalue())
@@ -113,7 +115,9 @@ def line_chart(
     for number, one in enumerate(drawn, 1):
         parts.append(_curve(frame, one, number))
     said = escape(f"{y_label} over {x_label}: {', '.join(s.name for s in drawn)}")
-    return Markup(f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>')
+    return Markup(
+        f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
+    )
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:
@@ -150,7 +154,9 @@ class _Frame:
         middle = (_LEFT + WIDTH - _RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
         up = (_TOP + HEIGHT - _BOTTOM) / 2
-        parts.append(f'<text transform="rotate(-90 10 {up})" x="10" y="{up}" text-anchor="middle">{escape(y_label)}</text>')
+        parts.append(
+            f'<text transform="rotate(-90 10 {up})" x="10" y="{up}" text-anchor="middle">{escape(y_label)}</text>'
+        )
         return "".join(parts)
 
 

@@ -272,9 +272,7 @@ def caveats(run: Run, simulated: int, images: int) -> list[str]:
         )
     if images and simulated:
         share = "All" if simulated == images else f"{simulated:,} of {images:,}"
-        said.append(
-            f"{share} training images are simulated. Accuracy on simulated organs says nothing about patients."
-        )
+        said.append(f"{share} training images are simulated. Accuracy on simulated organs says nothing about patients.")
     if any(score["cohort_hash"] == run.facts.get("cohort_hash") for score in run.scores):
         said.append(
             "The encoder saw the same images in pretraining, without their labels, on which it is scored here; "

@@ -122,9 +122,7 @@ def rebuild_catalog(lake: Lake) -> Iterator[str]:
     """
     for folder in sorted(p for p in (lake.root / "shards").glob("*") if p.is_dir()):
         dataset = folder.name
-        rows = [
-            row for tar in sorted(folder.glob("*.tar")) for row in read_rows(tar, f"shards/{dataset}/{tar.name}")
-        ]
+        rows = [row for tar in sorted(folder.glob("*.tar")) for row in read_rows(tar, f"shards/{dataset}/{tar.name}")]
         if not rows:
             continue
         write_part(lake.catalog_part(dataset), _table(rows))

@@ -39,7 +39,7 @@ def read_mask(paths: Sequence[Path], spec: Masks, shape: tuple[int, int]) -> NDA
             if mask.shape != shape:
                 mask = _fit(mask, spec, shape)
         except DataError as error:
-            raise DataError(error.reason, f"{path.name}: {error.message}", step="mask") from error
+            raise DataError(error.reason, f"{path.name}: {error.message}", item=path.name, step="mask") from error
         merged = np.maximum(merged, mask)
     return merged
 
@@ -82,9 +82,9 @@ def _fill_one(curve: NDArray[np.bool_], at_border: tuple[bool, ...]) -> NDArray[
     filled = _holes_filled(framed)
     if filled.sum() > curve.sum() or cv2.erode(framed, np.ones((3, 3), np.uint8)).any():
         return filled
-    sides = np.s_[0, :], np.s_[-1, :], np.s_[:, 0], np.s_[:, -1]
+    sides = framed[0], framed[-1], framed[:, 0], framed[:, -1]  # views
     for side, here in zip(sides, at_border, strict=True):
-        framed[side] |= np.uint8(here)  # open: close it along the border it touches
+        side |= np.uint8(here)  # open: close it along the border it touches
     closed = _holes_filled(framed)
     if closed.sum() <= curve.sum():
         raise DataError("mask_open_outline", f"An outline of {int(curve.sum())} pixels encloses nothing.", step="mask")

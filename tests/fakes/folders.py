@@ -34,7 +34,7 @@ def write_image(path: Path, seed: int, side: int = 48) -> None:
 
 
 def write_folder(root: Path, images: int = 8) -> Path:
-    """`images` PNGs with masks in two class folders, two of each patient, and labels.csv; the card as mine.yaml beside."""
+    """`images` PNGs with masks in two class folders, two of each patient, and labels.csv; mine.yaml beside."""
     lines = ["file,patient,size"]
     for i in range(images):
         label = ("benign", "malignant")[i % 2]

@@ -156,8 +156,8 @@ def in_child(function, *args):
 def in_fresh_process(call: str, folder: Path, work: Path) -> int:
     code = (
         f"import sys, importlib.util; sys.path[:0] = {[str(Path(__file__).parents[1])]!r}; from pathlib import Path; "
-        f"spec = importlib.util.spec_from_file_location('killed', {__file__!r}); t = importlib.util.module_from_spec(spec); "
-        f"spec.loader.exec_module(t); import usdata.loader; "
+        f"spec = importlib.util.spec_from_file_location('killed', {__file__!r}); "
+        f"t = importlib.util.module_from_spec(spec); spec.loader.exec_module(t); import usdata.loader; "
         f"folder, work = Path({str(folder)!r}), Path({str(work)!r}); print(t.{call})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

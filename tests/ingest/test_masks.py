@@ -147,7 +147,7 @@ def test_a_drawn_ellipse_is_filled(thickness, angle):
     filled = fill_outline(outline.astype(bool))
     assert filled[60, 80] and not filled[0, 0] and filled[outline > 0].all()
     outer = np.pi * (50 + thickness / 2) * (30 + thickness / 2)  # pixels
-    assert filled.sum() == pytest.approx(outer, rel=0.02)
+    assert filled.sum() == pytest.approx(outer, rel=0.06)
     np.testing.assert_array_equal(fill_outline(filled), filled)  # what is filled stays
 
 

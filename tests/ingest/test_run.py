@@ -338,7 +338,7 @@ def test_a_lake_of_a_newer_format_is_refused_with_the_upgrade_command(folder, tm
     Lake.create(tmp_path / "lake")
     head = tmp_path / "lake/lake.json"
     head.write_text(json.dumps(json.loads(head.read_text()) | {"format": 2}))
-    with pytest.raises(LakeError, match="format 2.*\n.*pip install"):
+    with pytest.raises(LakeError, match=r"format 2.*\n.*pip install"):
         run(folder, tmp_path / "lake")
 
 
@@ -355,7 +355,7 @@ def test_a_lake_keeps_to_its_interpolation(tmp_path):
 
 def test_an_unwritable_target_is_one_clear_message(folder, tmp_path):
     (tmp_path / "lake").write_text("a file, not a folder")
-    with pytest.raises(LakeError, match="(?i)write|lake"):
+    with pytest.raises(LakeError, match=r"Can.t write"):
         run(folder, tmp_path / "lake")
 
 
@@ -388,7 +388,9 @@ def test_a_full_disk_says_so_and_the_rerun_gives_the_right_lake(folder, tmp_path
 def test_the_real_busi_sample_gives_45_breast_images_with_masks_on_the_right_ones(real_data, tmp_path):
     lake = Lake.create(tmp_path / "lake")
     report = ingest(get_card("busi"), real_data / "busi", lake, workers=2)
-    table = lake.sql("select label, organ, count(*) as n, count(*) filter (has_mask) as masks from samples group by all")
+    table = lake.sql(
+        "select label, organ, count(*) as n, count(*) filter (has_mask) as masks from samples group by all"
+    )
     assert sorted(table.to_pylist(), key=lambda r: r["label"]) == [
         {"label": "benign", "organ": "breast", "n": 15, "masks": 14},  # benign (4) has a mask of another picture's size
         {"label": "malignant", "organ": "breast", "n": 15, "masks": 15},
@@ -405,6 +407,8 @@ def test_the_real_busi_sample_gives_45_breast_images_with_masks_on_the_right_one
 def test_the_real_sample_of_covid_blues_gives_frames_of_18_clips_of_6_patients(real_data, tmp_path):
     lake = Lake.create(tmp_path / "lake")
     ingest(get_card("covid_blues"), real_data / "covid-blues", lake, workers=2)
-    query = "select count(distinct clip) as clips, count(distinct patient) as patients, any_value(fps) as fps from samples"
+    query = (
+        "select count(distinct clip) as clips, count(distinct patient) as patients, any_value(fps) as fps from samples"
+    )
     assert lake.sql(query).to_pylist() == [{"clips": 18, "patients": 6, "fps": 25.0}]
     assert file_xxh(lake.catalog_part("covid_blues"))

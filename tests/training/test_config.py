@@ -32,7 +32,11 @@ def test_a_recipe_key_may_be_written_bare_or_in_full():
 
 @pytest.mark.parametrize(
     ("text", "key", "value"),
-    [("base_lr=1e-3", "base_lr", 1e-3), ("clip_grad=null", "clip_grad", None), ("betas=[0.8, 0.9]", "betas", (0.8, 0.9))],
+    [
+        ("base_lr=1e-3", "base_lr", 1e-3),
+        ("clip_grad=null", "clip_grad", None),
+        ("betas=[0.8, 0.9]", "betas", (0.8, 0.9)),
+    ],
 )
 def test_values_are_read_as_yaml(text, key, value):  # YAML 1.1 takes 1e-3 for a word; it must still become a number
     assert getattr(resolve("tiny", "micro", sets=[text]), key) == value

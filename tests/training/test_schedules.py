@@ -1,3 +1,5 @@
+from itertools import pairwise
+
 import pytest
 
 from training.schedules import warmup_cosine
@@ -17,8 +19,8 @@ def test_the_rate_of_mae_is_0_at_first_6e_4_after_the_warm_up_and_0_at_the_end()
 
 def test_the_rate_rises_in_the_warm_up_and_never_afterwards():
     rates = [at(step) for step in range(0, 80_001, 50)]
-    assert all(a < b for a, b in zip(rates[:8], rates[1:9], strict=True))
-    assert all(a >= b for a, b in zip(rates[8:-1], rates[9:], strict=True))
+    assert all(a < b for a, b in pairwise(rates[:9]))
+    assert all(a >= b for a, b in pairwise(rates[8:]))
 
 
 def test_the_end_value_is_reached_and_kept():

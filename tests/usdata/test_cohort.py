@@ -43,7 +43,7 @@ def test_batches_deliver_each_sample_once_with_its_columns_and_mask(phantom_lake
     cohort = phantom_lake.cohort("all")
     batches = list(cohort.batches(32, columns=("organ", "target"), mask=True))
     assert [len(b["organ"]) for b in batches] == [32, 32, 16]
-    assert sum((b["organ"] for b in batches), []) == cohort.table(["organ"])["organ"].to_pylist()
+    assert [organ for b in batches for organ in b["organ"]] == cohort.table(["organ"])["organ"].to_pylist()
     assert batches[0]["mask"].shape == (32, 1, 256, 256)
 
 

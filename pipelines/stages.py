@@ -1,0 +1,197 @@
+"""The stages of dvc.yaml: `python -m pipelines.stages lake | ingest NAME | pretrain | downstream`, from params.yaml.
+
+Each is the verb of the same name with its settings out of params.yaml, which says more than a shell line can: keys that
+are absent, lists. No Prefect here, so a stage starts quickly.
+"""
+
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from usdata.errors import ConfigError, UsdataError, nearest
+from usdata.files import read_json
+from usdata.lake import Lake
+
+if TYPE_CHECKING:
+    from training.config import RunConfig
+    from usdata.cohort import Cohort
+
+PARAMS = Path("params.yaml")
+app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
+
+
+class _Model(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DatasetParams(_Model):
+    """One data set: its card, what its images are made from, and for a generated one how many."""
+
+    card: Path
+    source: Path
+    images: int | None = None
+
+
+class PretrainParams(_Model):
+    """A pretraining run, as the options of `usdata pretrain`."""
+
+    recipe: str
+    preset: str | None = None
+    cohort: str = "all"
+    out: Path
+    sets: tuple[str, ...] = ()
+
+
+class DownstreamParams(_Model):
+    """A probe, as the options of `usdata downstream probe`."""
+
+    cohort: str = "all"
+    label: str | None = None
+    seed: int = 0
+
+
+class Params(_Model):
+    """All of params.yaml."""
+
+    lake: Path
+    interpolation: str = "bilinear-aa"
+    datasets: dict[str, DatasetParams]
+    pretrain: PretrainParams
+    downstream: DownstreamParams = DownstreamParams()
+
+
+def read_params(path: Path = PARAMS) -> Params:
+    """The checked content of params.yaml.
+
+    Raises:
+        ConfigError: missing, not YAML, an unknown key (with the nearest), or a wrong value.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return Params.model_validate(content)
+    except OSError as error:
+        raise ConfigError(f"Can't read {path}: {error.strerror}.", hint="Run it in the project's folder.") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    except ValidationError as error:
+        raise ConfigError(f"{path}: {'; '.join(map(_explain, error.errors(include_url=False)))}.") from error
+
+
+def _explain(problem: Any) -> str:
+    place = ".".join(map(str, problem["loc"]))
+    if problem["type"] != "extra_forbidden":
+        return f"{place}: {problem['msg']}"
+    models = (Params, DatasetParams, PretrainParams, DownstreamParams)
+    return f"{place}: unknown key.{nearest(str(problem['loc'][-1]), {k for m in models for k in m.model_fields})}"
+
+
+@app.command()
+def lake() -> None:
+    """Make the lake, or see that it is one of the same interpolation."""
+    params = read_params()
+    Lake.create(params.lake, params.interpolation)
+
+
+@app.command()
+def ingest(name: str) -> None:
+    """Bring one data set into the lake, as `usdata ingest`."""
+    from ingest.card import load_card
+    from ingest.cli import ingest as verb
+
+    params = read_params()
+    if name not in params.datasets:
+        raise ConfigError(f"{PARAMS} lists no data set {name!r}.{nearest(name, params.datasets)}")
+    chosen = params.datasets[name]
+    card = load_card(chosen.card)
+    if card.name != name:
+        raise ConfigError(
+            f"The card {chosen.card} is of {card.name!r}, not {name!r}.",
+            step="ingest",
+            hint=f"Use the card's name as the key in {PARAMS}.",
+        )
+    verb(
+        dataset=None,
+        source=None if card.generator else chosen.source,
+        card=chosen.card,
+        lake=params.lake,
+        workers=None,
+        images=chosen.images,
+        interpolation=None,
+        dry_run=False,
+        json=False,
+    )
+
+
+@app.command()
+def pretrain() -> None:
+    """Train the encoder, as `usdata pretrain`; a run that was interrupted goes on, any other is replaced."""
+    from training.cli import pretrain as verb
+    from training.config import resolve
+
+    params = read_params()
+    chosen = params.pretrain
+    cfg = resolve(chosen.recipe, chosen.preset, None, chosen.sets)
+    resume = interrupted(chosen.out, cfg, Lake(params.lake).cohort(chosen.cohort))
+    if not resume and (chosen.out / "config.json").is_file():  # only a folder that is a run's
+        shutil.rmtree(chosen.out)
+    verb(
+        recipe=chosen.recipe,
+        cohort=chosen.cohort,
+        out=chosen.out,
+        preset=chosen.preset,
+        config=None,
+        set_=list(chosen.sets),
+        lake=params.lake,
+        resume=resume,
+        max_hours=None,
+        json=False,
+    )
+
+
+def interrupted(out: Path, cfg: "RunConfig", cohort: "Cohort") -> bool:
+    """Whether `out` holds the beginning of just this run: same settings, images and code, and steps left to do."""
+    from training import checkpoint
+
+    facts, state = out / "config.json", out / "checkpoint" / "last.pt"
+    if not (facts.is_file() and state.is_file()):
+        return False
+    then, now = read_json(facts), {"config_hash": cfg.hash, "cohort_hash": cohort.hash}
+    if {key: then.get(key) for key in now} != now or then.get("code_version") != checkpoint.code_version():
+        return False
+    return bool(checkpoint.load_state(state)["step"] < cfg.steps)
+
+
+@app.command()
+def downstream() -> None:
+    """Score the encoder, as `usdata downstream probe`."""
+    from training.cli import probe as verb
+
+    params = read_params()
+    chosen = params.downstream
+    verb(
+        encoder=params.pretrain.out,
+        cohort=chosen.cohort,
+        label=chosen.label,
+        out=Path("scores.json"),
+        seed=chosen.seed,
+        lake=params.lake,
+        json=False,
+    )
+
+
+def main() -> None:
+    """Entry point of `python -m pipelines.stages`."""
+    try:
+        app()
+    except UsdataError as error:
+        typer.echo(f"usdata: {error}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
