@@ -4,13 +4,13 @@ import json
 import tempfile
 from pathlib import Path
 
+import timm
 from safetensors import safe_open
 
 from ingest.card import get_card
 from ingest.run import ingest
 from training.config import resolve
 from training.downstream.classify import probe_cohort, rows_of
-from training.models.vit import timm
 from training.train import pretrain
 from usdata import Lake
 

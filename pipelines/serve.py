@@ -58,7 +58,7 @@ def serve(data: Path | None, lake: Path, port: int) -> None:
     os.environ["DO_NOT_TRACK"] = "1"  # before Prefect is imported
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends `with` blocks, unlike the default
     try:
-        with _server(port) as url:
+        with server(port) as url:
             _run(url, lake, data)
     except KeyboardInterrupt:  # before the runner had started
         pass
@@ -122,8 +122,12 @@ def _welcome(url: str, lake: Path, data: Path | None) -> None:
 
 
 @contextmanager
-def _server(port: int) -> Iterator[str]:
-    """The API address of a server that answers; one that had to be started is stopped at the end."""
+def server(port: int) -> Iterator[str]:
+    """The API address of a server that answers; one that had to be started is stopped at the end.
+
+    Raises:
+        ConfigError, UsdataError: as `serve`.
+    """
     asked = _asked_for()
     url = asked or f"http://127.0.0.1:{port}/api"
     if healthy(url):

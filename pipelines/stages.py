@@ -14,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from usdata.errors import ConfigError, UsdataError, nearest
-from usdata.files import read_json
+from usdata.files import read_json, write_json
 from usdata.lake import Lake
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from usdata.cohort import Cohort
 
 PARAMS = Path("params.yaml")
+METRICS = Path("scores.json")
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
@@ -168,20 +169,31 @@ def interrupted(out: Path, cfg: "RunConfig", cohort: "Cohort") -> bool:
 
 @app.command()
 def downstream() -> None:
-    """Score the encoder, as `usdata downstream probe`."""
+    """Score the encoder, as `usdata downstream probe`, and write the numbers alone to scores.json for `dvc metrics`."""
     from training.cli import probe as verb
 
     params = read_params()
-    chosen = params.downstream
+    chosen, encoder = params.downstream, params.pretrain.out
+    full = encoder.with_name(f"{encoder.name}-scores.json")
     verb(
-        encoder=params.pretrain.out,
+        encoder=encoder,
         cohort=chosen.cohort,
         label=chosen.label,
-        out=Path("scores.json"),
+        out=full,
         seed=chosen.seed,
         lake=params.lake,
         json=False,
     )
+    write_json(METRICS, flat_scores(read_json(full)))
+
+
+def flat_scores(scores: dict[str, Any]) -> dict[str, Any]:
+    """What `dvc metrics show` can show: encoder -> method -> metric -> value, low, high."""
+    flat: dict[str, Any] = {}
+    for line in scores["scores"]:
+        named = {name: value for name, value in line.items() if isinstance(value, dict)}
+        flat.setdefault(line["encoder"], {})[line["method"]] = named
+    return flat
 
 
 def main() -> None:

@@ -8,15 +8,33 @@ operators are loaded and looked for first. The operators themselves still raise 
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
-
-import torch
 
 _SCHEMA = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
 _OPERATORS = ("nms", "qnms")
 
 State = Literal["imported", "absent", "native", "patched"]
+
+
+class _Guard:
+    """A finder that finds nothing, but sees that torchvision is about to be imported, and mends it first."""
+
+    def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> None:
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            ensure_torchvision()
+
+
+def guard_torchvision() -> None:
+    """Have `ensure_torchvision` called when torchvision is first imported, by whomever; costs nothing until then.
+
+    (Calling it at once would import torch into every `usdata --help`.)
+    """
+    if not any(isinstance(finder, _Guard) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _Guard())
 
 
 def ensure_torchvision() -> State:
@@ -28,6 +46,8 @@ def ensure_torchvision() -> State:
     """
     if "torchvision" in sys.modules:
         return "imported"
+    import torch
+
     spec = importlib.util.find_spec("torchvision")  # finds without importing
     if spec is None or spec.origin is None:
         return "absent"
@@ -39,6 +59,8 @@ def ensure_torchvision() -> State:
 
 
 def _load_operators(folder: Path) -> None:
+    import torch
+
     for library in sorted([*folder.glob("_C*.so"), *folder.glob("_C*.pyd")]):
         try:
             torch.ops.load_library(str(library))  # loading twice is harmless

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from training.config import RunConfig
@@ -37,7 +39,9 @@ def embed(recipe: Any, images: NDArray[np.uint8], batch_size: int = 64) -> NDArr
 def image_groups(
     dataset: Sequence[str | None], patient: Sequence[str | None], images: NDArray[np.uint8]
 ) -> NDArray[np.int64]:
-    """Groups that no split may cut: the patient where known, else the set of near-duplicates.
+    """Groups that no split may cut: the images of one patient, and near-duplicates, whoever they are said to be of.
+
+    A near-duplicate ties two patients into one group: a memory of the one would pass for knowledge of the other.
 
     Args:
         dataset, patient: of each image; a patient's name counts within its data set only.
@@ -46,10 +50,13 @@ def image_groups(
     Returns:
         (n,) int64.
     """
-    unknown = np.array([p is None for p in patient])
-    similar = iter(near_duplicate_groups(images[unknown]))
-    keys = [f"near {next(similar)}" if p is None else f"patient {d} {p}" for d, p in zip(dataset, patient, strict=True)]
-    return np.unique(np.array(keys), return_inverse=True)[1].astype(np.int64)
+    n, similar = len(images), near_duplicate_groups(images)
+    names = [f"alone {i}" if p is None else f"{d} {p}" for i, (d, p) in enumerate(zip(dataset, patient, strict=True))]
+    people = np.unique(np.array(names), return_inverse=True)[1]
+    # A graph whose nodes are images, then patients, then sets of near-duplicates; its parts are the groups.
+    edges = (np.tile(np.arange(n), 2), np.concatenate([n + people, 2 * n + similar]))
+    graph = coo_array((np.ones(2 * n, bool), edges), shape=(3 * n, 3 * n))
+    return np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1].astype(np.int64)
 
 
 def label_column(cohort: Any, wanted: str | None) -> str | None:

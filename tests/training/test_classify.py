@@ -1,6 +1,4 @@
 import json
-import os
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,11 +103,10 @@ def test_a_missing_encoder_is_refused(tmp_path):
 
 
 @pytest.mark.real
-@pytest.mark.skipif("USDATA_REAL_DATA" not in os.environ, reason="needs USDATA_REAL_DATA")
-def test_a_random_vit_on_busi_is_scored_within_bounds():
+def test_a_random_vit_on_busi_is_scored_within_bounds(real_data):
     from PIL import Image
 
-    files = sorted(p for p in (Path(os.environ["USDATA_REAL_DATA"]) / "busi").rglob("*.png") if "_mask" not in p.name)
+    files = sorted(p for p in (real_data / "busi").rglob("*.png") if "_mask" not in p.name)
     images = np.stack([np.asarray(Image.open(p).convert("L").resize((256, 256))) for p in files])
     recipe = random_encoder("d2mae", "micro")
     result = score(images, [p.parent.name for p in files], np.arange(45), {"random": lambda x: embed(recipe, x)})

@@ -343,6 +343,13 @@ def test_patients_group_images_and_strangers_group_by_likeness():
     assert groups[3] == groups[4] not in groups[:3]
 
 
+def test_a_near_duplicate_ties_two_patients_into_one_group():
+    images = np.random.default_rng(0).integers(0, 255, (4, 64, 64)).astype(np.uint8)
+    images[2] = images[1]
+    groups = image_groups(["x"] * 4, ["p", "p", "q", "r"], images)
+    assert groups[0] == groups[1] == groups[2] != groups[3]
+
+
 def test_the_probe_tells_organs_apart_and_else_labels():
     cohort = FakeCohort()
     assert label_column(cohort, None) == "organ"

@@ -1,8 +1,4 @@
-"""Neural network parts that know no recipe. The one place through which the project imports timm."""
-
-from training._tvcompat import ensure_torchvision
-
-ensure_torchvision()  # before timm, which vit.py imports
+"""Neural network parts that know no recipe."""
 
 from training.models.decoders import MaskedDecoder
 from training.models.positions import LevelEmbedding, sincos_2d, sinusoid
