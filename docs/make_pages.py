@@ -5,7 +5,6 @@
 
 import inspect
 import re
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from pydantic import BaseModel
 from ingest.card import get_card, registered
 from training.config import RunConfig
 from training.recipes import registry
-from usdata.cli import app
+from usdata.cli import command_line
 from usdata.schema import SAMPLES, plain_type, taxonomy
 
 FOLDER = Path(__file__).parent
@@ -33,10 +32,8 @@ def pages() -> dict[str, str]:
 
 
 def _verbs() -> str:
-    for entry in sorted(entry_points(group="usdata.verbs"), key=lambda e: e.name):
-        app.add_typer(entry.load())
     out = ["# All verbs\n"]
-    _describe(typer.main.get_command(app), "usdata", out)
+    _describe(typer.main.get_command(command_line()), "usdata", out)
     return "\n".join(out)
 
 

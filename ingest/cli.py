@@ -77,6 +77,8 @@ def datasets(
     from usdata.schema import vocabulary as words
 
     if vocabulary:
+        if vocabulary not in ("organ", "organ_group", "probe", "mode", "species"):
+            raise typer.BadParameter(f"no vocabulary {vocabulary!r}: organ, organ_group, probe, mode or species")
         print_rows([{vocabulary: word} for word in sorted(words(vocabulary))], json)
         return
     if dataset:

@@ -1,14 +1,27 @@
 """The processes in which the flow `ingest` builds shards on one machine."""
 
 import multiprocessing
+import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from threading import Lock
+from threading import Lock, Thread
 from types import TracebackType
 
 from ingest.build import ShardReport, build_shard
 from ingest.plan import ShardJob
 from usdata.errors import LakeError
+
+
+def die_with_parent() -> None:
+    """End this worker when the process that started it is gone: a killed flow run must leave nothing that works on."""
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if parent is not None:
+            parent.join()
+            os._exit(1)
+
+    Thread(target=watch, name="parent-watch", daemon=True).start()
 
 
 class WorkerDied(LakeError):
@@ -50,8 +63,11 @@ class Workers:
 
     def _open(self) -> ProcessPoolExecutor:
         with self._lock:
-            if self._pool is None:  # spawn: a forked copy of Arrow's and OpenCV's threads would hang
-                self._pool = ProcessPoolExecutor(self.number, mp_context=multiprocessing.get_context("spawn"))
+            if self._pool is None:
+                context = multiprocessing.get_context(
+                    "spawn"
+                )  # a forked copy of Arrow's and OpenCV's threads would hang
+                self._pool = ProcessPoolExecutor(self.number, context, initializer=die_with_parent)
             return self._pool
 
     def _drop(self, pool: ProcessPoolExecutor) -> None:

@@ -6,9 +6,10 @@ verb runs. Exit codes: 0 success, 1 an expected failure (one message, no traceba
 
 import os
 import sys
+from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,14 +19,14 @@ LakeOption = Annotated[Path, typer.Option("--lake", help="The lake's folder.", m
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
 DEFAULT_LAKE = Path("lake")
 
-app = typer.Typer(
-    name="usdata",
-    help="A data lake for medical ultrasound, and the pretraining recipes that feed on it.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
+LOOK: Mapping[str, Any] = {
+    "no_args_is_help": True,
+    "add_completion": False,
+    "pretty_exceptions_enable": False,
+    "rich_markup_mode": None,
+}
+
+app = typer.Typer()
 cohort_app = typer.Typer(help="Save, list and show cohorts: named selections of samples.", no_args_is_help=True)
 app.add_typer(cohort_app, name="cohort")
 
@@ -105,6 +106,23 @@ def verify(lake: LakeOption = DEFAULT_LAKE, json: JsonOption = False) -> None:
     say(f"{opened.root}: every byte is as it was written.")
 
 
+@app.command()
+def report(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The HTML file to write.", metavar="FILE")],
+    cohort: Annotated[str, typer.Option("--cohort", help="SQL condition, saved name, or all.", metavar="EXPR")] = "all",
+    run: Annotated[
+        Path | None, typer.Option("--run", help="Folder of a pretraining run to show too.", metavar="DIR")
+    ] = None,
+    lake: LakeOption = DEFAULT_LAKE,
+) -> None:
+    """One HTML page: what the lake holds, a contact sheet, the balance, the quarantine, and how a run went."""
+    from usdata.console import say
+    from usdata.lake import Lake
+    from usdata.report import write_report
+
+    say(f"{write_report(Lake(lake), out, cohort, run)} written: open it in a browser.")
+
+
 @cohort_app.command("save")
 def cohort_save(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits, - and _.")],
@@ -144,12 +162,19 @@ def cohort_show(
     print_rows(Lake(lake).cohort(name).summary(), json)
 
 
+def command_line() -> typer.Typer:
+    """All verbs: those of this file, then those of every package that brings some."""
+    whole = typer.Typer(**LOOK, help="A data lake for medical ultrasound, and the pretraining recipes that feed on it.")
+    whole.add_typer(app)
+    for entry in sorted(entry_points(group="usdata.verbs"), key=lambda e: e.name):
+        whole.add_typer(entry.load())
+    return whole
+
+
 def main() -> None:
     """Entry point of the `usdata` command."""
-    for entry in sorted(entry_points(group="usdata.verbs"), key=lambda e: e.name):
-        app.add_typer(entry.load())
     try:
-        app()
+        command_line()()
     except UsdataError as error:
         typer.echo(f"usdata: {error}", err=True)
         sys.exit(1)

@@ -22,6 +22,7 @@ from usdata.files import explain_os_errors, read_json, write_json
 from usdata.schema import FORMAT, IMAGE_SIZE
 
 if TYPE_CHECKING:
+    import polars as pl
     import pyarrow as pa
 
     from usdata.cohort import Cohort
@@ -151,6 +152,19 @@ class Lake:
         from usdata.catalog import Catalog
 
         return Catalog(self).query(query)
+
+    def scan(self) -> pl.LazyFrame:
+        """The catalog's stored columns as a Polars LazyFrame, for what is easier to say there than in SQL.
+
+        Raises:
+            LakeError: there is no data set in the lake yet.
+        """
+        import polars as pl
+
+        files = self.catalog_files()
+        if not files:
+            raise LakeError(f"{self.root} holds no data set yet.", hint="Bring one in:  usdata ingest phantom")
+        return pl.scan_parquet(files, missing_columns="insert", extra_columns="ignore")
 
     def cohort(self, expression: str = "all") -> Cohort:
         """The samples for which a SQL boolean expression holds; or a saved cohort by its name; or `all`.

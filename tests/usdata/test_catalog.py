@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import duckdb
 import pyarrow.parquet as pq
@@ -179,5 +178,13 @@ def test_an_open_catalog_does_not_lock_out_a_writer(phantom_lake):
 def test_polars_reads_the_parts_with_the_same_counts(phantom_lake):
     import polars as pl
 
-    frame = pl.scan_parquet(Path(phantom_lake.root) / "catalog/samples/*.parquet")
-    assert frame.select(pl.len()).collect().item() == 80
+    counts = phantom_lake.scan().group_by("organ").agg(pl.len()).collect()
+    by_sql = phantom_lake.sql("select organ, count(*) as n from samples group by all").to_pylist()
+    assert {row["organ"]: row["n"] for row in by_sql} == dict(counts.iter_rows())
+
+
+def test_polars_says_what_to_do_about_an_empty_lake(tmp_path):
+    from usdata.errors import LakeError
+
+    with pytest.raises(LakeError, match="usdata ingest"):
+        Lake.create(tmp_path / "lake").scan()
