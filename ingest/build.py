@@ -160,12 +160,12 @@ def _sample(job: ShardJob, source: Source, position: int, pixels: NDArray[np.uin
     if source.item.masks and card.masks:
         try:
             paths = [job.root / path for path in source.item.masks]
-            classes = mask.read_mask(paths, card.masks, (height, width))
+            classes = mask.read_mask(paths, card.masks, (height, width), job.root)
         except DataError as error:
             if card.masks.if_bad == "refuse":
                 raise
-            bad = next((m for m in source.item.masks if Path(m).name == error.item), source.item.masks[0])
-            yield Rejected(bad, None, "mask", error.reason, error.message)
+            if position == 0:  # once, not for every frame of a video
+                yield Rejected(error.item or source.item.masks[0], None, "mask", error.reason, error.message)
     row = _row(job, source, position, (height, width))
     if preprocess.colour_share(pixels) > card.colour_limit:
         row["mode"] = "colour_doppler"

@@ -47,8 +47,8 @@ def _one_or_many(value: object) -> object:
 def _regex(pattern: str) -> str:
     try:
         re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"not a regular expression ({error}): {pattern}") from error
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"not a regular expression ({error}): {pattern[:200]}") from error
     return pattern
 
 
@@ -147,6 +147,22 @@ class Table(_Model):
     required: bool = False  # the file must be there; otherwise its absence is a note
     every_item: bool = False  # an item without a row is refused (label_missing)
 
+    @field_validator("encoding")
+    @classmethod
+    def _known(cls, encoding: str) -> str:
+        try:
+            "x".encode(encoding)
+        except LookupError as error:
+            raise ValueError(f"no text encoding {encoding!r}; for example utf-8, latin-1, cp1252, utf-16") from error
+        return encoding
+
+    @field_validator("separator")
+    @classmethod
+    def _one_character(cls, separator: str | None) -> str | None:
+        if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
+            raise ValueError(f"one character that is no quote and no end of line, not {separator!r}")
+        return separator
+
 
 class Masks(_Model):
     """What the pixels of a mask file mean.
@@ -210,7 +226,7 @@ class Defaults(_Model):
     model: str | None = None
     synthetic: bool = False
     burned_in: Literal["no", "some", "yes", "unknown"] = "unknown"  # text or callipers in the pixels
-    pixel_mm: float | None = Field(default=None, gt=0)
+    pixel_mm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
 
     @field_validator("organ", "mode", "species", "probe")
     @classmethod

@@ -14,7 +14,7 @@ import pyarrow as pa
 from ingest.build import Rejected, ShardReport
 from ingest.plan import ShardJob
 from usdata.catalog import canonical, duckdb_is_fresh, read_part, write_duckdb, write_part
-from usdata.files import explain_os_errors, file_xxh, locked, read_json, sync_folder, write_json
+from usdata.files import explain_os_errors, file_xxh, read_json, sync_folder, write_json
 from usdata.lake import Lake
 from usdata.schema import QUARANTINE, SAMPLES, table_of
 from usdata.shards import read_rows
@@ -22,8 +22,8 @@ from usdata.shards import read_rows
 
 def committed_shards(lake: Lake, dataset: str) -> dict[str, dict[str, Any]]:
     """What the manifest says of a data set's shards: name -> fingerprint, size, xxh, samples, rejected."""
-    path = lake.manifest(dataset)
-    return read_json(path)["shards"] if path.exists() else {}
+    manifest = lake.read_manifest(dataset)
+    return manifest["shards"] if manifest else {}
 
 
 def clear_stale(staging: Path, jobs: list[ShardJob]) -> None:
@@ -89,8 +89,7 @@ def commit(
     """
     kept = [report for report in reports if report.samples]
     staging = lake.staging(dataset)
-    one_at_a_time = locked(lake.root / ".staging" / "commit.lock", wait=True)  # all data sets share catalog.duckdb
-    with explain_os_errors(lake.root, dataset=dataset, step="commit"), one_at_a_time:
+    with explain_os_errors(lake.root, dataset=dataset, step="commit"), lake.commit_lock():
         table = _catalog_table(lake, dataset, kept)
         write_part(staging / "catalog.parquet", table)
         write_part(staging / "quarantine.parquet", quarantine_table(dataset, rejected))

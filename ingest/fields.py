@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterable, Mapping
+from pathlib import PurePosixPath
 from typing import Any
 
 from ingest.card import PLACEHOLDER, Card, Value
@@ -87,7 +88,7 @@ class Filler:
             elif column in self.required:
                 raise Refused("label_missing", "The path gives no label.")
         if kind == "video" and not row.get("clip"):
-            row["clip"] = f"{self.card.name}-{words['path'].rpartition('.')[0]}"
+            row["clip"] = f"{self.card.name}-{PurePosixPath(words['path']).with_suffix('')}"
         return self._finish(row, named)
 
     def _put(self, row: dict[str, Any], named: dict[str, dict[str, Any]], column: str, value: Value, raw: str) -> None:

@@ -1,6 +1,7 @@
 """A card and a folder -> items: which files are images, with which masks, labels, patients and splits.
 
-Read `list_items` first. Nothing is opened but the tables: pixels come later, one item at a time, in any process.
+Read `list_items` first. Nothing is opened but the tables: pixels come later, one item at a time, in any process. (A
+file whose name an error would show is looked into first: the name of a DICOM file may be a patient's.)
 Every file below the root ends in exactly one place: an item, a mask of an item, a table, the ignored, or a problem.
 """
 
@@ -15,6 +16,7 @@ from typing import Any, Literal
 
 from ingest.card import Card
 from ingest.fields import Filler, Refused, path_words
+from ingest.readers import sniff
 from ingest.readers.table import Tables
 from usdata.errors import CardError, DataError
 
@@ -86,7 +88,8 @@ def list_items(card: Card, root: Path) -> Listing:
 
     Raises:
         DataError: `root` does not exist, is no folder, or has no file (reasons missing, not_a_folder, empty_folder).
-        CardError: the card has no layout yet, no file fits it, or a table it requires is missing or unusable.
+        CardError: the card has no layout yet, no file fits it, a table it requires is missing or unusable, or what an
+            error would name is DICOM.
     """
     if card.deid_profile == "private":
         raise CardError(
@@ -196,6 +199,9 @@ def _sort_into_roles(card: Card, root: Path) -> _Found:
             step="list",
             hint=f"Get the files:  usdata fetch {card.name}        or give their folder:  --from DIR",
         )
+    shown = found.table if found.image else [path for path, _ in walk(root)]
+    if any(sniff.is_dicom(root / path) for path in shown):
+        raise sniff.refuse_dicom(card.name)
     if not found.image:
         raise _no_match(card, root, unmatched or [problem.path for problem in found.problems] or sorted(found.mask))
     return found

@@ -70,7 +70,8 @@ def _fill(sources: list[Source]) -> Iterator[list[Source]]:
 def _fingerprint(digest: str, interpolation: str, sources: tuple[Source, ...]) -> str:
     """xxh3_128 of everything that the shard's bytes depend on."""
     inputs = [
-        (s.item.path, s.item.kind, sorted(s.item.fields.items()), s.xxh, s.mask_xxh, s.sample_ids, repr(s.recipe))
+        (i.path, i.kind, sorted(i.fields.items()), i.masks, s.xxh, s.mask_xxh, s.sample_ids, repr(s.recipe))
         for s in sources
+        for i in (s.item,)
     ]
     return xxhash.xxh3_128(json.dumps([PIPELINE, digest, interpolation, inputs], default=str).encode()).hexdigest()

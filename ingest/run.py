@@ -3,10 +3,9 @@
 `ingest` does it on this machine; Prefect's flow calls the same `prepare`, `build_shard` and `finish` as its tasks.
 """
 
-import multiprocessing
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,8 @@ from ingest.commit import clear_stale, commit, committed_shards, find_finished
 from ingest.layout import Listing, Problem, list_items, walk
 from ingest.plan import ShardJob, plan_shards
 from ingest.readers import sniff
-from ingest.scan import Source, refuse_dicom, scan
+from ingest.scan import Source, scan
+from ingest.workers import WorkerDied, process_pool
 from usdata.errors import CardError, LakeError
 from usdata.files import explain_os_errors, locked
 from usdata.lake import Lake
@@ -149,7 +149,7 @@ def _refuse_dicom_among(card: Card, root: Path, problems: Iterable[Problem]) -> 
     for name in names:
         path = root / name
         if path.is_file() and sniff.is_dicom(path):
-            raise refuse_dicom(card.name)
+            raise sniff.refuse_dicom(card.name)
 
 
 def _counter(progress: Progress, stage: str, total: int) -> Callable[[int], None]:
@@ -169,26 +169,23 @@ def open_jobs(plan: Plan) -> list[ShardJob]:
 
 
 def build_all(jobs: list[ShardJob], workers: int) -> Iterator[ShardReport]:
-    """Build shards in `workers` processes (one: in this process); reports come in the order of the jobs.
+    """Build shards in `workers` processes (one: in this process), the largest first; reports come as they are done.
 
     Raises:
-        LakeError: the disk is full, or a worker process died.
+        LakeError: the disk is full.
+        WorkerDied: a worker process died.
     """
     if workers <= 1 or len(jobs) <= 1:
         yield from map(build_shard, jobs)
         return
-    context = multiprocessing.get_context("spawn")  # a forked copy of Arrow's and OpenCV's threads would hang
-    try:
-        with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=context) as pool:
-            yield from pool.map(build_shard, jobs)
-    except BrokenProcessPool as error:
-        raise LakeError(
-            "A worker process died (killed, or out of memory).",
-            dataset=jobs[0].card.name,
-            step="build",
-            hint="Run the same command again: finished shards are kept. Fewer --workers need less memory. "
-            'In a script, call ingest under `if __name__ == "__main__":`.',
-        ) from error
+    largest_first = sorted(jobs, key=lambda job: -sum(len(source.frames) for source in job.sources))
+    with process_pool(min(workers, len(jobs))) as pool:
+        try:
+            yield from (done.result() for done in as_completed([pool.submit(build_shard, j) for j in largest_first]))
+        except BrokenProcessPool as error:
+            raise WorkerDied(jobs[0].card.name) from error
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)  # after a failure, start nothing more
 
 
 def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:

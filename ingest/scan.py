@@ -14,7 +14,7 @@ import xxhash
 from ingest.card import Card
 from ingest.layout import Item, Problem
 from ingest.readers import sniff, video
-from usdata.errors import CardError, DataError
+from usdata.errors import DataError
 
 _PIECE = 1 << 20
 
@@ -61,12 +61,12 @@ def scan_item(card: Card, root: Path, item: Item) -> Source | Problem:
     """Hash one item and choose its frames; a Problem if it can't be opened.
 
     Raises:
-        CardError: the file is DICOM.
+        CardError: the file or one of its masks is DICOM.
     """
     path = root / item.path
     try:
-        if sniff.is_dicom(path):
-            raise refuse_dicom(card.name)
+        if any(sniff.is_dicom(root / part) for part in (item.path, *item.masks)):
+            raise sniff.refuse_dicom(card.name)
         state = _hash_file(path)
         if path.stat().st_size == 0:
             raise DataError("empty_file", "The file has no bytes.")
@@ -83,17 +83,6 @@ def scan_item(card: Card, root: Path, item: Item) -> Source | Problem:
         return Problem(item.path, "scan", "unreadable", f"{error.strerror or error}.")
     ids = tuple(sample_id(card.name, state, frame) for frame in frames)
     return Source(item, state.hexdigest(), masks, frames, ids, n_frames, fps)
-
-
-def refuse_dicom(dataset: str) -> CardError:
-    """The error for DICOM input: it may name a patient, and de-identification is not part of this version."""
-    return CardError(
-        "The source holds DICOM files. They can name a patient, so they are refused until de-identification is part of "
-        "usdata; nothing was read into the lake.",
-        dataset=dataset,
-        step="scan",
-        hint="Ingest published images, or de-identify and export them to PNG first and write a card for the folder.",
-    )
 
 
 def scan(

@@ -27,9 +27,10 @@ _HEAD = """\
 # then, from anywhere that reaches the server:
 #   prefect deployment run ingest/phantom --watch
 #   prefect deployment run ingest/busi -p source=/data/busi --watch
+# Paths are those of the worker's machine; relative ones start in the folder in which `prefect deploy` was called.
 name: usdata
 pull:
-  - prefect.deployments.steps.set_working_directory: {directory: "."}
+  - prefect.deployments.steps.set_working_directory: {directory: "{{ $PWD }}"}  # of `prefect deploy`
 definitions:
   work_pools:
     local: &local {name: local}

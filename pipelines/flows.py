@@ -28,7 +28,8 @@ from ingest.build import ShardReport, build_shard
 from ingest.card import Card, get_card
 from ingest.plan import ShardJob
 from ingest.unpack import open_source
-from pipelines.workers import WorkerDied, Workers
+from ingest.workers import WorkerDied
+from pipelines.workers import Workers
 from usdata.errors import CardError, ConfigError, UsdataError
 from usdata.lake import Lake
 

@@ -188,10 +188,10 @@ def downstream() -> None:
 
 
 def flat_scores(scores: dict[str, Any]) -> dict[str, Any]:
-    """What `dvc metrics show` can show: encoder -> method -> metric -> value, low, high."""
+    """What `dvc metrics show` can show: encoder -> method -> metric -> value."""
     flat: dict[str, Any] = {}
     for line in scores["scores"]:
-        named = {name: value for name, value in line.items() if isinstance(value, dict)}
+        named = {name: found["value"] for name, found in line.items() if isinstance(found, dict)}
         flat.setdefault(line["encoder"], {})[line["method"]] = named
     return flat
 

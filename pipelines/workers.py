@@ -1,31 +1,13 @@
 """The processes in which the flow `ingest` builds shards on one machine."""
 
-import multiprocessing
-import os
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from threading import Lock, Thread
+from threading import Lock
 from types import TracebackType
 
 from ingest.build import ShardReport, build_shard
 from ingest.plan import ShardJob
-from usdata.errors import LakeError
-
-
-def die_with_parent() -> None:
-    """End this worker when the process that started it is gone: a killed flow run must leave nothing that works on."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=watch, name="parent-watch", daemon=True).start()
-
-
-class WorkerDied(LakeError):
-    """A worker process was killed or ran out of memory; the same job may succeed when it is tried again."""
+from ingest.workers import WorkerDied, process_pool
 
 
 class Workers:
@@ -53,21 +35,12 @@ class Workers:
             return pool.submit(build_shard, job).result()
         except BrokenProcessPool as error:
             self._drop(pool)
-            raise WorkerDied(
-                "A worker process died (killed, or out of memory).",
-                dataset=job.card.name,
-                item=job.name,
-                step="build",
-                hint="Run it again: finished shards are kept. Fewer workers need less memory.",
-            ) from error
+            raise WorkerDied(job.card.name, job.name) from error
 
     def _open(self) -> ProcessPoolExecutor:
         with self._lock:
             if self._pool is None:
-                context = multiprocessing.get_context(
-                    "spawn"
-                )  # a forked copy of Arrow's and OpenCV's threads would hang
-                self._pool = ProcessPoolExecutor(self.number, context, initializer=die_with_parent)
+                self._pool = process_pool(self.number)
             return self._pool
 
     def _drop(self, pool: ProcessPoolExecutor) -> None:

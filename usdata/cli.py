@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from usdata.errors import UsdataError
+from usdata.errors import QueryError, UsdataError
 
 LakeOption = Annotated[Path, typer.Option("--lake", help="The lake's folder.", metavar="DIR")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
@@ -41,7 +41,12 @@ def sql(
     from usdata.console import print_rows
     from usdata.lake import Lake
 
-    print_rows(Lake(lake).sql(query).to_pylist(), json)
+    answer = Lake(lake).sql(query)
+    try:
+        rows = answer.to_pylist()
+    except (OverflowError, ValueError) as error:  # a date beyond the year 9999, for instance
+        raise QueryError(f"A value can't be shown ({error}).", hint="Cast it:  select x::varchar") from error
+    print_rows(rows, json)
 
 
 @app.command()
@@ -83,7 +88,7 @@ def plan(
 
     chosen = Lake(lake).cohort(cohort)
     codes, names = chosen.groups(by)
-    result = sampling_plan(codes, names, gamma=gamma, draws=draws or chosen.rows, seed=seed)
+    result = sampling_plan(codes, names, gamma=gamma, draws=chosen.rows if draws is None else draws, seed=seed)
     print_rows(result.rows(), json)
     if not json:
         say(f"effective number of groups: {result.effective_groups:.2f} of {len(names)}")
@@ -180,6 +185,9 @@ def main() -> None:
         sys.exit(1)
     except BrokenPipeError:  # `usdata sql ... | head` has read enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    except OSError as error:  # the system's word on a file: a path too long, no permission to read, a broken disk
+        typer.echo(f"usdata: {error.strerror or error}: {error.filename or 'a file'}", err=True)
         sys.exit(1)
 
 

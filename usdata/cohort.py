@@ -15,8 +15,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from usdata.catalog import Catalog
-from usdata.errors import ConfigError, QueryError, nearest
-from usdata.files import explain_os_errors, file_xxh, read_json, write_json
+from usdata.errors import ConfigError, LakeError, QueryError, nearest
+from usdata.files import explain_os_errors, file_stamp, file_xxh, read_json, write_json
 from usdata.lake import Lake
 from usdata.reader import ShardIndex, ShardReader
 
@@ -45,7 +45,7 @@ class Cohort:
             raise QueryError("An empty cohort expression.", hint="All samples:  --cohort all")
         self._catalog = Catalog(lake)
         self._where = "true" if self.sql == "all" else self.sql
-        self.ids: pa.ChunkedArray = self.table(["sample_id"])["sample_id"]
+        self.ids: pa.ChunkedArray = self._catalog.select(self._where, ["sample_id"])["sample_id"]
 
     @classmethod
     def open(cls, lake: Lake, expression: str) -> Cohort:
@@ -67,7 +67,7 @@ class Cohort:
                         hint="The saved ones:  usdata cohort ls",
                     ) from error
                 raise
-        record = read_json(lake.root / "cohorts" / f"{expression}.json")
+        record = _record(lake, expression)
         cohort = cls(lake, record["sql"], expression)
         if cohort.hash != record["ids_xxh"]:
             raise QueryError(
@@ -95,9 +95,17 @@ class Cohort:
         """Catalog columns of the samples, in the cohort's order.
 
         Raises:
-            QueryError: an unknown column.
+            QueryError: an unknown column, or a condition that does not select the same samples each time.
+            LakeError: the catalog was replaced after the cohort was opened.
         """
-        return self._catalog.select(self._where, list(columns))
+        wanted = list(columns)
+        table = self._catalog.select(self._where, [*wanted, *({"sample_id"} - set(wanted))])
+        if not table["sample_id"].equals(self.ids):
+            raise QueryError(
+                f"The condition {self.sql!r} selects other samples each time it is asked.",
+                hint="Choose by something that stays: a column, or a hash of sample_id instead of random().",
+            )
+        return table.select(wanted)
 
     def save(self, name: str) -> Path:
         """Write `cohorts/<name>.json` and return its path.
@@ -107,9 +115,11 @@ class Cohort:
         """
         if not _NAME.fullmatch(name) or name in _RESERVED:
             raise ConfigError(f"{name!r} can't name a cohort: use lower-case letters, digits, - and _, a letter first.")
+        if name in self._catalog.columns():
+            raise ConfigError(f"{name!r} can't name a cohort: as a condition it means the column of that name.")
         path = self.lake.root / "cohorts" / f"{name}.json"
         catalog = xxhash.xxh3_128("".join(file_xxh(p) for p in self.lake.catalog_files()).encode()).hexdigest()
-        with explain_os_errors(path, step="save the cohort"):
+        with explain_os_errors(path, step="save the cohort"), self.lake.commit_lock():
             write_json(path, {"sql": self.sql, "catalog_xxh": catalog, "rows": self.rows, "ids_xxh": self.hash})
         return path
 
@@ -130,13 +140,21 @@ class Cohort:
     # --- pixels -----------------------------------------------------------------------------------------------------
 
     def index(self, columns: Sequence[str] = (), mask: bool = False) -> ShardIndex:
-        """Where each sample's bytes are, with the columns that a batch is to carry."""
+        """Where each sample's bytes are, with the columns that a batch is to carry.
+
+        Raises:
+            QueryError, LakeError: see `table`.
+        """
         places = ["shard", "offset", *(["mask_offset", "mask_size"] if mask else [])]
         table = self.table(list(dict.fromkeys([*places, *columns])))
         shards = table["shard"].combine_chunks().dictionary_encode()
+        paths = shards.dictionary.to_pylist()
+        stamps = tuple(file_stamp(self.lake.root / path) for path in paths)
+        self._catalog.check_unchanged()  # ingest takes the catalog part away before it moves a shard
         return ShardIndex(
             root=self.lake.root,
-            shards=shards.dictionary.to_pylist(),
+            shards=paths,
+            stamps=stamps,
             shard=shards.indices.to_numpy(zero_copy_only=False).astype(np.int32),
             offset=table["offset"].to_numpy(),
             mask_offset=_or_minus_one(table["mask_offset"]) if mask else None,
@@ -146,7 +164,10 @@ class Cohort:
 
     def groups(self, by: str) -> tuple[NDArray[np.int32], list[str]]:
         """Each sample's group as an integer code, and the names of the codes, sorted; null is the group `unknown`."""
-        values = pc.fill_null(pc.cast(self.table([by])[by], pa.string()), "unknown").combine_chunks()
+        column = self.table([by])[by]
+        if pa.types.is_nested(column.type):
+            raise ConfigError(f"{by} can't name groups: it holds a list for each sample.")
+        values = pc.fill_null(pc.cast(column, pa.string()), "unknown").combine_chunks()
         coded = values.dictionary_encode()
         names = coded.dictionary.to_pylist()
         order = np.argsort(np.array(names, dtype=object)) if names else np.empty(0, np.int64)
@@ -227,8 +248,16 @@ def _or_minus_one(column: pa.ChunkedArray) -> NDArray[np.int64]:
 
 def saved_records(lake: Lake) -> list[dict[str, Any]]:
     """Name, condition, rows and hash of the saved cohorts."""
-    records = {name: read_json(lake.root / "cohorts" / f"{name}.json") for name in saved(lake)}
+    records = {name: _record(lake, name) for name in saved(lake)}
     return [{"name": name, **{k: r[k] for k in ("sql", "rows", "ids_xxh")}} for name, r in records.items()]
+
+
+def _record(lake: Lake, name: str) -> dict[str, Any]:
+    path = lake.root / "cohorts" / f"{name}.json"
+    record = read_json(path)
+    if not (isinstance(record, dict) and {"sql", "rows", "ids_xxh"} <= set(record) and isinstance(record["sql"], str)):
+        raise LakeError(f"{path} is damaged: it lacks entries.", hint="Remove it and save the cohort again.")
+    return record
 
 
 def saved(lake: Lake) -> list[str]:

@@ -14,7 +14,7 @@ import xxhash
 from usdata.errors import LakeError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
-_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR}
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 @contextmanager
@@ -103,6 +103,18 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except ValueError as error:
         raise LakeError(f"{path} is damaged: not JSON ({error}).", hint="Restore it, or remove it.") from error
+
+
+Stamp = tuple[int, int, int]  # inode, time of change in ns, bytes
+
+
+def file_stamp(file: Path | int) -> Stamp | None:
+    """What tells a file (path or descriptor) from the one that is renamed into its place; None if it is not there."""
+    try:
+        stat = os.fstat(file) if isinstance(file, int) else file.stat()
+    except FileNotFoundError:
+        return None
+    return stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 def file_xxh(path: Path) -> str:

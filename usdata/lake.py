@@ -13,12 +13,14 @@ catalog.duckdb                   views for the duckdb shell, started in the lake
 
 from __future__ import annotations
 
+import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usdata import __version__
 from usdata.errors import LakeError, nearest
-from usdata.files import explain_os_errors, read_json, write_json
+from usdata.files import explain_os_errors, locked, read_json, write_json
 from usdata.schema import FORMAT, IMAGE_SIZE
 
 if TYPE_CHECKING:
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
     from usdata.cohort import Cohort
 
 INTERPOLATIONS = ("bilinear-aa", "bilinear-fast")
+_REMOTE = re.compile(r"[a-z][a-z0-9+]+:/", re.IGNORECASE)  # one slash: what a Path leaves of s3://bucket
+_JOKERS = "*?[{,\\"  # duckdb takes a path with one of these for a pattern or a list, and may read another lake
 
 
 class Lake:
@@ -37,16 +41,12 @@ class Lake:
         root: the lake's folder.
 
     Raises:
-        LakeError: no lake there, a newer format, a damaged lake.json, or a remote address.
+        LakeError: no lake there, a newer format, a damaged lake.json, a remote address, or a path that duckdb would
+            take for a pattern.
     """
 
     def __init__(self, root: str | Path) -> None:
-        if "://" in str(root):
-            raise LakeError(
-                f"{root} is a remote address; this version reads lakes on local disks only.",
-                hint="Copy the lake to a local folder first.",
-            )
-        self.root = Path(root)
+        self.root = _checked_root(root)
         if not self._head.is_file():
             raise LakeError(
                 f"No lake at {self.root} (no lake.json there).",
@@ -65,21 +65,13 @@ class Lake:
         Raises:
             LakeError: the folder holds something else, can't be written, or has another interpolation.
         """
-        folder = Path(root)
+        folder = _checked_root(root)
         if interpolation not in (None, *INTERPOLATIONS):
             raise LakeError(f"Unknown interpolation {interpolation!r}; known: {', '.join(INTERPOLATIONS)}.")
-        if "://" not in str(root) and not (folder / "lake.json").exists():
-            with explain_os_errors(folder, step="create the lake"):
-                known = {".staging", ".lake.json.tmp"}  # left by a creation that was killed
-                strangers = {p.name for p in folder.iterdir()} - known if folder.exists() else set()
-                if strangers:
-                    raise LakeError(
-                        f"{folder} is not empty and is no lake (it holds {min(strangers)!r}).",
-                        hint="Choose an empty or new folder with --lake DIR.",
-                    )
-                head = {"format": FORMAT, "image_size": IMAGE_SIZE, "created_by": f"usdata {__version__}"}
-                write_json(folder / "lake.json", head | {"interpolation": interpolation or INTERPOLATIONS[0]})
-        lake = cls(root)
+        with explain_os_errors(folder, step="create the lake"):
+            if not (folder / "lake.json").exists():
+                _make(folder, interpolation or INTERPOLATIONS[0])
+        lake = cls(folder)
         if interpolation not in (None, lake.info["interpolation"]):
             raise LakeError(
                 f"{folder} was created with {lake.info['interpolation']}, not {interpolation}.",
@@ -119,6 +111,20 @@ class Lake:
         """What a data set's shards were built from."""
         return self.root / "manifests" / f"{dataset}.json"
 
+    def read_manifest(self, dataset: str) -> dict[str, Any] | None:
+        """The content of a data set's manifest; None if there is none.
+
+        Raises:
+            LakeError: damaged.
+        """
+        path = self.manifest(dataset)
+        if not path.exists():
+            return None
+        content = read_json(path)
+        if not (isinstance(content, dict) and {"shards", "catalog_xxh", "quarantine_xxh"} <= set(content)):
+            raise LakeError(f"{path} is damaged: it lacks entries.", hint="Remove it and run the ingest again.")
+        return content
+
     def staging(self, dataset: str) -> Path:
         """Where an ingest of a data set collects its work before the commit."""
         return self.root / ".staging" / dataset
@@ -140,6 +146,10 @@ class Lake:
                 f"{dataset!r} is not in the lake {self.root}.{nearest(dataset, self.datasets())}",
                 hint=f"Bring it in:  usdata ingest {dataset} --from PATH --lake {self.root}",
             )
+
+    def commit_lock(self) -> AbstractContextManager[None]:
+        """Held while a catalog part, saved cohort or `catalog.duckdb` changes: one writer at a time, others wait."""
+        return locked(self.root / ".staging" / ".commit.lock", wait=True)  # the dot: no data set has such a name
 
     # --- asking it --------------------------------------------------------------------------------------------------
 
@@ -178,3 +188,34 @@ class Lake:
 
     def __repr__(self) -> str:
         return f"Lake({str(self.root)!r})"
+
+
+def _checked_root(root: str | Path) -> Path:
+    """The lake's folder as an absolute path, so that it stays the same when the working directory changes."""
+    if _REMOTE.match(str(root)):
+        raise LakeError(
+            f"{root} is a remote address; this version reads lakes on local disks only.",
+            hint="Copy the lake to a local folder first.",
+        )
+    folder = Path(root).absolute()
+    if jokers := set(str(folder)) & set(_JOKERS):
+        raise LakeError(
+            f"{folder}: a lake's path can't have {min(jokers)} in it; duckdb would take it for a pattern.",
+            hint=f"Choose a folder without {' '.join(_JOKERS)} with --lake DIR.",
+        )
+    return folder
+
+
+def _make(folder: Path, interpolation: str) -> None:
+    """Write the head of a new lake, unless another process was faster."""
+    known = {"lake.json", ".lake.json.tmp", ".staging"}  # a creation under way, or one that was killed
+    strangers = {p.name for p in folder.iterdir()} - known if folder.exists() else set()
+    if strangers and not (folder / "lake.json").exists():
+        raise LakeError(
+            f"{folder} is not empty and is no lake (it holds {min(strangers)!r}).",
+            hint="Choose an empty or new folder with --lake DIR.",
+        )
+    with locked(folder / ".staging" / ".create.lock", wait=True):
+        if not (folder / "lake.json").exists():
+            head = {"format": FORMAT, "image_size": IMAGE_SIZE, "created_by": f"usdata {__version__}"}
+            write_json(folder / "lake.json", head | {"interpolation": interpolation})

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from usdata import png
 from usdata.errors import ConfigError, DataError, LakeError, nearest
+from usdata.files import Stamp, file_stamp
 
 _CACHE_LINE = 64
 _STRETCH = 128  # images read between two looks at the open shards
@@ -33,12 +34,15 @@ class ShardIndex:
     mask_offset: NDArray[np.int64] | None = None  # (n,) first byte of the mask, in the same shard
     mask_size: NDArray[np.int64] | None = None  # (n,) bytes; 0 or less where there is no mask
     columns: Mapping[str, pa.Array | pa.ChunkedArray] = field(default_factory=dict)  # each of length n
+    stamps: tuple[Stamp | None, ...] = ()  # of each shard when the index was made; none: not checked
 
     def __post_init__(self) -> None:
         parts = {"offset": self.offset, "mask_offset": self.mask_offset, "mask_size": self.mask_size, **self.columns}
         for name, part in parts.items():
             if part is not None and len(part) != len(self):
                 raise LakeError(f"The index has {len(self)} images, but {len(part)} values of {name}.", step="read")
+        if self.stamps and len(self.stamps) != len(self.shards):
+            raise LakeError(f"The index has {len(self.shards)} shards, but {len(self.stamps)} stamps.", step="read")
         if len(self) and not (self.shard.min() >= 0 and self.shard.max() < len(self.shards) and self.offset.min() >= 0):
             raise LakeError("The index has an image outside its shards.", step="read")
 
@@ -87,7 +91,7 @@ class ShardReader:
             Shape (n, 256, 256), uint8: a strided view of the buffer.
 
         Raises:
-            LakeError: a shard is missing or cut short, or an image in it is damaged.
+            LakeError: a shard is missing, cut short or was replaced, or an image in it is damaged.
         """
         files = (file_buffer(len(rows)) if out is None else out)[: len(rows)]
         for start in range(0, len(rows), _STRETCH):
@@ -154,11 +158,23 @@ class ShardReader:
         path = self.index.root / self.index.shards[number]
         try:
             with path.open("rb") as file:
+                self._check_same(number, file.fileno())
                 return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
         except FileNotFoundError:
             raise self._error(number, "The shard is missing.") from None
         except (OSError, ValueError) as error:  # ValueError: mmap's word for an empty file
             raise self._error(number, f"The shard can't be read ({error}).") from error
+
+    def _check_same(self, number: int, descriptor: int) -> None:
+        """The offsets of an index fit the shard it was made from: in a later one they lead to other images."""
+        known = self.index.stamps[number] if self.index.stamps else None
+        if known is not None and file_stamp(descriptor) != known:
+            raise LakeError(
+                "The shard was replaced after the cohort was opened: data was ingested meanwhile.",
+                item=self.index.shards[number],
+                step="read",
+                hint="Open the lake and the cohort again.",
+            )
 
     def _damage_at(self, row: np.integer, message: str) -> LakeError:
         return self._damage(int(self.index.shard[row]), int(self.index.offset[row]), message)

@@ -1,7 +1,7 @@
 """One HTML page about a lake, and about a training run on it: counts, balance, images, curves, scores.
 
-Read `write_report` first. The page needs no network and no other file, and the same inputs give the same bytes: there is
-no time, host or absolute path in it. Everything that comes from data is escaped by the template.
+Read `write_report` first. The page needs no network and no other file, and the same inputs give the same bytes: there
+is no time, host or absolute path in it. Everything that comes from data is escaped by the template.
 """
 
 import shlex
@@ -23,7 +23,7 @@ from usdata.errors import QueryError
 from usdata.files import explain_os_errors, file_xxh, replacing
 from usdata.lake import Lake
 from usdata.reader import ShardReader
-from usdata.report_figures import outline_colour, outlines, png_uri
+from usdata.report_figures import colour_of, outlines, png_uri
 from usdata.report_run import METRICS, STAGES, Run, caveats, charts, read_run
 from usdata.sampling import sampling_plan
 
@@ -40,24 +40,28 @@ _DATASETS = """
     select dataset, count(*) as images, count(distinct patient) as patients, count(distinct clip) as clips,
         count(*) filter (has_mask) as masks, count(*) filter (synthetic) as simulated,
         list(distinct organ order by organ) filter (organ is not null) as organs,
-        list(distinct coalesce(licence, 'unstated') order by coalesce(licence, 'unstated')) as licences,
-        list(distinct coalesce(commercial_use, 'unknown') order by coalesce(commercial_use, 'unknown')) as commercial_use,
-        list(distinct coalesce(redistribution, 'unknown') order by coalesce(redistribution, 'unknown')) as redistribution
-    from chosen group by dataset order by dataset"""
+        list(distinct licence order by licence) as licences,
+        list(distinct commercial_use order by commercial_use) as commercial_use,
+        list(distinct redistribution order by redistribution) as redistribution
+    from (select * replace (
+        coalesce(licence, 'unstated') as licence, coalesce(commercial_use, 'unknown') as commercial_use,
+        coalesce(redistribution, 'unknown') as redistribution) from chosen)
+    group by dataset order by dataset"""
 # Turn by turn: a data set of the organ, in it a label, in it a patient. The hash in the sample id makes the order
 # within them look random, and the same everywhere.
 _SHEET = f"""
-    with of_patient as (
+    with known as (
         select row, dataset, sample_id, coalesce(organ, 'unknown') as organ, coalesce(label, '') as label,
-            row_number() over (partition by organ, dataset, label, coalesce(patient, clip, sample_id) order by sample_id) as p
-        from chosen),
-    of_label as (select *, row_number() over (partition by organ, dataset, label order by p, sample_id) as l from of_patient),
-    of_dataset as (select *, row_number() over (partition by organ, dataset order by l, label, sample_id) as d from of_label),
-    of_organ as (select *, row_number() over (partition by organ order by d, dataset, sample_id) as o from of_dataset)
-    select row, organ from of_organ where o <= {TILES} order by organ, dataset, label, sample_id"""
+            coalesce(patient, clip, sample_id) as patient from chosen),
+    a as (select *, row_number() over (partition by organ, dataset, label, patient order by sample_id) as p from known),
+    b as (select *, row_number() over (partition by organ, dataset, label order by p, sample_id) as l from a),
+    c as (select *, row_number() over (partition by organ, dataset order by l, label, sample_id) as d from b),
+    e as (select *, row_number() over (partition by organ order by d, dataset, sample_id) as place from c)
+    select row, organ from e where place <= {TILES} order by organ, dataset, label, sample_id"""
 _QUARANTINE = f"""
     with numbered as (
-        select *, row_number() over (partition by dataset, stage, reason order by source_id, frame) as k from quarantine)
+        select *, row_number() over (partition by dataset, stage, reason order by source_id, frame) as k
+        from quarantine)
     select dataset, stage, reason, count(*) as n,
         list({{'item': source_id, 'frame': frame, 'detail': detail}} order by k) filter (k <= {_EXAMPLES}) as examples
     from numbered group by dataset, stage, reason order by n desc, dataset, stage, reason"""
@@ -193,7 +197,7 @@ def _sheet(cohort: Cohort, table: pa.Table, chosen: list[dict[str, Any]], privat
             Tile(
                 uri=png_uri(image, _TILE_SIDE),
                 outline=drawn,
-                classes=[(outline_colour(k), _class_name(fact["mask_classes"], k)) for k in classes],
+                classes=[(colour_of(k - 1), _class_name(fact["mask_classes"], k)) for k in classes],
                 dataset=fact["dataset"],
                 label=fact["label"],
                 probe=fact["probe"],
@@ -210,34 +214,40 @@ def _class_name(names: list[str] | None, k: int) -> str:
 
 def _run_facts(lake: Lake, cohort: Cohort, run: Run) -> dict[str, Any]:
     """What the template tells of a run. Its own cohort is looked up in the lake, for the rights of its pictures."""
-    sql = str(run.facts.get("cohort_sql", "all"))
-    try:
-        own = Cohort(lake, sql)
-    except QueryError:  # of another lake: nothing is known of its images
-        simulated, images, private = 0, 0, ["unknown"]
-    else:
-        rights = own.table(["dataset", "synthetic", "redistribution", "licence"]).to_pylist()
-        images, simulated = len(rights), sum(bool(r["synthetic"]) for r in rights)
-        private = sorted({r["dataset"] for r in rights if r["redistribution"] not in _FREE or r["licence"] == "unstated"})
+    sql, wanted = str(run.facts.get("cohort_sql", "all")), str(run.facts.get("cohort_hash", ""))
+    own = _find(lake, sql, wanted)
+    rights = [] if own is None else own.table(["synthetic", "dataset", "redistribution", "licence"]).to_pylist()
+    private = {r["dataset"] for r in rights if r["redistribution"] not in _FREE or r["licence"] == "unstated"}
+    scored = [_find(lake, score["cohort_sql"] or "all", score["cohort_hash"]) for score in run.scores]
+    seen = own is not None and any(pc.any(pc.is_in(s.ids, own.ids.combine_chunks())).as_py() for s in scored if s)
     config = run.config
     shown = ("recipe", "preset", "steps", "batch_size", "lr", "gamma", "by", "seed", "precision")
     return {
         "name": run.name,
         "facts": {"steps done": run.steps_done, **{key: config[key] for key in shown if config.get(key) is not None}},
-        "cohort": {"sql": sql, "hash": str(run.facts.get("cohort_hash", "")), "rows": run.facts.get("rows")},
-        "other_cohort": run.facts.get("cohort_hash") != cohort.hash,
+        "cohort": {"sql": sql, "hash": wanted, "rows": run.facts.get("rows")},
+        "other_cohort": wanted != cohort.hash,
         "config_hash": str(run.facts.get("config_hash", "")),
         "code_version": str(run.facts.get("code_version", "unknown")),
         "torch": next((str(r["torch"]) for r in run.of_kind("start") if "torch" in r), "unknown"),
         "settings": sorted(_flat(config)),
         "charts": charts(run),
         "pictures": run.pictures,
-        "private": private,
+        "private": sorted(private) if own is not None else ["data sets that are not in this lake"],
         "stages": STAGES.get(str(config.get("recipe")), ()),
         "scores": run.scores,
-        "caveats": caveats(run, simulated, images),
+        "caveats": caveats(run, sum(bool(r["synthetic"]) for r in rights), len(rights), seen),
         "notes": run.notes,
     }
+
+
+def _find(lake: Lake, sql: str, wanted: str) -> Cohort | None:
+    """The cohort of that condition, if the lake still gives the very samples of that hash."""
+    try:
+        cohort = Cohort(lake, sql)
+    except QueryError:  # of a lake with other columns
+        return None
+    return cohort if cohort.hash == wanted else None
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -261,9 +271,7 @@ def _provenance(lake: Lake, cohort: Cohort) -> dict[str, Any]:
     }
 
 
-def _commands(
-    lake: Lake, cohort: Cohort, datasets: list[dict[str, Any]], run: Run | None, file_name: str
-) -> list[str]:
+def _commands(lake: Lake, cohort: Cohort, datasets: list[dict[str, Any]], run: Run | None, file_name: str) -> list[str]:
     """What to type for the same page, in the folder that holds the lake."""
     place = ["--lake", lake.root.resolve().name]
     lines = []
@@ -283,7 +291,17 @@ def _commands(
             wanted = ["--cohort", score["cohort_sql"] or "all", "--label", score["label"]]
             lines.append(["downstream", "probe", "--encoder", run.name, *wanted, *place])
         page += ["--run", run.name]
-    return [shlex.join(["usdata", *line]) for line in [*lines, page]]
+    return [command_line("usdata", *line) for line in [*lines, page]]
+
+
+def command_line(*words: object) -> str:
+    """Words as one would type them in a shell: quoted where needed, by double quotes where that reads better."""
+    typed = []
+    for word in map(str, words):
+        quoted = shlex.quote(word)
+        plain = not any(sign in word for sign in '"$`\\!\n')
+        typed.append(f'"{word}"' if quoted != word and plain else quoted)
+    return " ".join(typed)
 
 
 def _template() -> Any:

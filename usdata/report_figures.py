@@ -1,7 +1,7 @@
 """The report's figures as strings of HTML: inline SVG that follows the page's colours, and images as PNG data URIs.
 
-Nothing here depends on time, fonts or a renderer, so equal inputs give equal bytes. Colours are CSS classes (`s1`, `s2`,
-...) that the page sets to the palette of Okabe and Ito, which colour-blind readers can tell apart.
+Nothing here depends on time, fonts or a renderer, so equal inputs give equal bytes. Colours are CSS classes (`s1`,
+`s2`, ...) that the page sets to the palette of Okabe and Ito, which colour-blind readers can tell apart.
 """
 
 import base64
@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 WIDTH, HEIGHT = 420, 236  # of a chart, in its own units; the page scales it
-_LEFT, _RIGHT, _TOP, _BOTTOM = 46, 12, 10, 36
+_LEFT, _RIGHT, _TOP, _BOTTOM = 48, 12, 10, 36
 _BINS = 120  # points of a curve; longer ones show mean and range of so many pieces
-_OUTLINE_COLOURS = 5  # classes o1 ... o5 of the page
+_COLOURS = 5  # the page's classes s1 ... s5 of curves and o1 ... o5 of outlines
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def outlines(mask: NDArray[np.uint8]) -> tuple[Markup, list[int]]:
     for k in found:
         borders, _ = cv2.findContours((mask == k).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_TC89_L1)
         d = "".join(_closed(border[:, 0]) for border in borders if len(border) > 2)
-        paths.append(f'<path class="halo" d="{d}"/><path class="o{outline_colour(k)}" d="{d}"/>')
+        paths.append(f'<path class="halo" d="{d}"/><path class="o{colour_of(k - 1)}" d="{d}"/>')
     if not found:
         return Markup(), []
     height, width = mask.shape
@@ -73,9 +73,9 @@ def outlines(mask: NDArray[np.uint8]) -> tuple[Markup, list[int]]:
     ), found
 
 
-def outline_colour(index: int) -> int:
-    """Number of the colour of a mask class: 1 ... 5, again from the first after the last."""
-    return (index - 1) % _OUTLINE_COLOURS + 1
+def colour_of(place: int) -> int:
+    """Number of the colour of the curve or mask class at that place, from 0: 1 ... 5, then again from the first."""
+    return place % _COLOURS + 1
 
 
 def _closed(points: NDArray[np.int32]) -> str:
@@ -107,13 +107,13 @@ def line_chart(
     x_end = max(1.0, *(float(s.x[-1]) for s in drawn))
     low, high = y_range or _range([v for s in drawn for v in s.y])
     frame = _Frame(x_end, low, high)
-    parts = [frame.axes(x_label, y_label)]
+    parts = [frame.axes(x_label)]
     if reference is not None:
         y = frame.y(reference[1])
         parts.append(f'<path class="reference" d="M{_LEFT} {y:.1f}H{WIDTH - _RIGHT}"/>')
         parts.append(f'<text x="{WIDTH - _RIGHT}" y="{y - 5:.1f}" text-anchor="end">{escape(reference[0])}</text>')
-    for number, one in enumerate(drawn, 1):
-        parts.append(_curve(frame, one, number))
+    for i, one in enumerate(drawn):
+        parts.append(_curve(frame, one, colour_of(i)))
     said = escape(f"{y_label} over {x_label}: {', '.join(s.name for s in drawn)}")
     return Markup(
         f'<svg class="chart" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{"".join(parts)}</svg>'
@@ -139,7 +139,7 @@ class _Frame:
     def y(self, value: float) -> float:
         return HEIGHT - _BOTTOM - (HEIGHT - _TOP - _BOTTOM) * (value - self.low) / (self.high - self.low)
 
-    def axes(self, x_label: str, y_label: str) -> str:
+    def axes(self, x_label: str) -> str:
         parts = []
         for value in ticks(self.low, self.high, 4):
             y = self.y(value)
@@ -153,10 +153,6 @@ class _Frame:
         parts.append(f'<path class="axis" d="M{_LEFT} {HEIGHT - _BOTTOM}H{WIDTH - _RIGHT}"/>')
         middle = (_LEFT + WIDTH - _RIGHT) / 2
         parts.append(f'<text x="{middle}" y="{HEIGHT - 4}" text-anchor="middle">{escape(x_label)}</text>')
-        up = (_TOP + HEIGHT - _BOTTOM) / 2
-        parts.append(
-            f'<text transform="rotate(-90 10 {up})" x="10" y="{up}" text-anchor="middle">{escape(y_label)}</text>'
-        )
         return "".join(parts)
 
 

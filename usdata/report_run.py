@@ -12,7 +12,7 @@ from typing import Any
 
 from usdata.errors import UsdataError
 from usdata.files import read_json
-from usdata.report_figures import Series, data_uri, line_chart, whisker
+from usdata.report_figures import Series, colour_of, data_uri, line_chart, whisker
 
 # Columns of the pictures that a recipe draws, and what each shows.
 STAGES = {
@@ -76,7 +76,7 @@ def read_run(folder: Path) -> Run:
     run = Run(folder.resolve().name, facts.pop("config"), facts)
     run.log = _log(folder / "log.jsonl", run.notes)
     run.pictures = _pictures(folder / "pictures", run.notes)
-    for file in sorted(folder.glob("scores*.json")):
+    for file in sorted(folder.glob("scores*.json"), key=lambda file: (file.name != "scores.json", file.name)):
         try:
             run.scores.append(score_facts(read_json(file)))
         except (UsdataError, KeyError, TypeError, ValueError, AttributeError):
@@ -133,10 +133,10 @@ def charts(run: Run) -> list[dict[str, Any]]:
     steps, probes = run.of_kind("step"), run.of_kind("probe")
     names = dict.fromkeys(key for record in steps for key in record if key not in _NOT_TERMS)
     terms = [series for name in names if (series := _series(steps, name)).x]
-    found = [
+    found: list[dict[str, Any]] = [
         {
             "title": "Loss",
-            "legend": [(i, series.name) for i, series in enumerate(terms, 1)],
+            "legend": [(colour_of(i), series.name) for i, series in enumerate(terms)],
             "svg": line_chart(terms, x_label="step", y_label="loss"),
             "caption": "Every term as logged, unweighted; “loss” is what was minimised. Shaded: range within a short "
             "stretch of steps.",
@@ -179,7 +179,8 @@ def score_facts(found: dict[str, Any]) -> dict[str, Any]:
         KeyError, TypeError, ValueError, AttributeError: it is none.
     """
     rows = [_score_row(one) for one in found["scores"]]
-    gains = [_gain_row(one) for one in found.get("gain", [])]
+    reach = _reach(found.get("gain", []))
+    gains = [_gain_row(one, reach) for one in found.get("gain", [])]
     classes = {str(name): int(n) for name, n in found["classes"].items()}
     cohort = found.get("cohort") or {}
     return {
@@ -192,6 +193,7 @@ def score_facts(found: dict[str, Any]) -> dict[str, Any]:
         "cohort_hash": str(cohort.get("hash", "")),
         "rows": rows,
         "gains": gains,
+        "reach": reach,
         "verdicts": [*(_verdict(one) for one in found.get("gain", [])), *_against_thumbnails(found["scores"])],
     }
 
@@ -202,9 +204,16 @@ def _score_row(one: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, "how": how, "kind": key[0], "cells": list(_cells(one, (0.0, 1.0), key[0]))}
 
 
-def _gain_row(one: dict[str, Any]) -> dict[str, Any]:
+def _gain_row(one: dict[str, Any], reach: float) -> dict[str, Any]:
     how = {"linear": "linear classifier", "knn": "kNN"}.get(one["method"], str(one["method"]))
-    return {"name": "Gain", "how": f"pretrained − untrained, {how}", "cells": list(_cells(one, (-0.5, 0.5), "gain"))}
+    cells = list(_cells(one, (-reach, reach), "gain"))
+    return {"name": "Gain", "how": f"pretrained − untrained, {how}", "cells": cells}
+
+
+def _reach(gains: list[dict[str, Any]]) -> float:
+    """Half the length of the axis that holds all intervals, a multiple of 0.1."""
+    ends = [_number(one[metric][key]) or 0.0 for one in gains for metric in METRICS for key in ("low", "high")]
+    return max(1, math.ceil(10 * max(map(abs, ends), default=0.0))) / 10
 
 
 def _cells(one: dict[str, Any], axis: tuple[float, float], kind: str) -> Iterator[dict[str, Any]]:
@@ -227,7 +236,8 @@ def _verdict(one: dict[str, Any]) -> str:
     how = {"linear": "linear classifier", "knn": "nearest neighbours"}.get(one["method"], str(one["method"]))
     if value is None or low is None or high is None:
         return f"By the {how}, pretraining can't be judged: there are too few images."
-    span = f"{minus(f'{100 * value:+.1f}')} points, 95 % interval {minus(f'{100 * low:+.1f}')} to {minus(f'{100 * high:+.1f}')}"
+    points, least, most = (minus(f"{100 * share:+.1f}") for share in (value, low, high))
+    span = f"{points} points, 95 % interval {least} to {most}"
     if low > 0:
         return f"By the {how}, pretraining raised the accuracy ({span})."
     if high < 0:
@@ -244,7 +254,7 @@ def _against_thumbnails(scores: list[dict[str, Any]]) -> Iterator[str]:
     if plain >= best:
         yield (
             f"Looking up the most similar 16 × 16 thumbnail, without any network, does as well or better ({plain:.3f} "
-            f"against {best:.3f}): this task says nothing for the encoder."
+            f"against {best:.3f}): this task can't show what the encoder is worth."
         )
     else:
         yield (
@@ -258,22 +268,23 @@ def minus(text: str) -> str:
     return text.replace("-", "−")
 
 
-def caveats(run: Run, simulated: int, images: int) -> list[str]:
+def caveats(run: Run, simulated: int, images: int, seen: bool) -> list[str]:
     """What a reader must know before believing the scores.
 
     Args:
         simulated, images: of the run's cohort; 0 images if it isn't in the lake.
+        seen: images were pretrained on and are scored.
     """
     said = []
     if run.config.get("preset") == "micro":
         said.append(
-            "The preset micro is a toy: a network of a few layers, trained for seconds. It shows that the pipeline works "
-            "from files to scores, not that the encoder is good."
+            "The preset micro is a toy: a network of a few layers, trained for about a minute. It shows that the "
+            "pipeline works from files to scores, not that the encoder is good."
         )
     if images and simulated:
         share = "All" if simulated == images else f"{simulated:,} of {images:,}"
         said.append(f"{share} training images are simulated. Accuracy on simulated organs says nothing about patients.")
-    if any(score["cohort_hash"] == run.facts.get("cohort_hash") for score in run.scores):
+    if seen:
         said.append(
             "The encoder saw the same images in pretraining, without their labels, on which it is scored here; "
             "images of new patients may score lower."

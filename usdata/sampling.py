@@ -57,8 +57,9 @@ def group_probabilities(counts: Sequence[int] | NDArray[np.integer], gamma: floa
         raise ConfigError("Nothing to draw from: the groups hold no images.")
     shares = np.zeros(len(numbers))
     some = numbers > 0
-    logs = gamma * np.log(numbers[some])
-    shares[some] = np.exp(logs - logs.max())  # relative to the largest, so no power overflows
+    logs = np.log(numbers[some])
+    with np.errstate(over="ignore", under="ignore"):  # towards 0, which is right for an extreme gamma
+        shares[some] = np.exp(gamma * (logs - (logs.max() if gamma > 0 else logs.min())))  # relative to the largest
     return shares / shares.sum()
 
 

@@ -12,7 +12,7 @@ import xxhash
 from usdata import png
 from usdata.catalog import canonical, read_part, write_duckdb, write_part
 from usdata.errors import DataError, LakeError
-from usdata.files import file_xxh, read_json, write_json
+from usdata.files import explain_os_errors, file_xxh, write_json
 from usdata.lake import Lake
 from usdata.schema import SAMPLES, table_of
 from usdata.shards import read_rows
@@ -46,14 +46,18 @@ def _all_datasets(lake: Lake) -> list[str]:
 
 
 def _verify_dataset(lake: Lake, dataset: str) -> Iterator[Finding]:
-    again = f"usdata ingest {dataset} --from PATH --lake {lake.root}"
+    again = _again(lake, dataset)
     rebuild = f"usdata catalog --rebuild --lake {lake.root}"
-    path = lake.manifest(dataset)
-    if not path.exists():
-        yield Finding(dataset, str(path), None, "the manifest is missing", again)
+    path = str(lake.manifest(dataset))
+    try:
+        manifest = lake.read_manifest(dataset)
+    except LakeError as error:
+        yield Finding(dataset, path, None, error.message, f"rm {path}; {again}")
         return
-    manifest = read_json(path)
-    records = {f"{name}.tar": r for name, r in manifest["shards"].items() if r["samples"]}
+    if manifest is None:
+        yield Finding(dataset, path, None, "the manifest is missing", again)
+        return
+    records = _shard_records(manifest)
     rows: list[dict[str, Any]] = []
     for name, record in records.items():
         shard = lake.shard_folder(dataset) / name
@@ -118,16 +122,44 @@ def rebuild_catalog(lake: Lake) -> Iterator[str]:
     """Make every catalog part anew from its shards; yields the names of the data sets as they are done.
 
     Raises:
-        LakeError: a shard is damaged.
+        LakeError: a shard is damaged, or not one of those that the manifest lists: an ingest was killed while it
+            replaced the data set, and half of each must not be shown.
     """
-    for folder in sorted(p for p in (lake.root / "shards").glob("*") if p.is_dir()):
-        dataset = folder.name
-        rows = [row for tar in sorted(folder.glob("*.tar")) for row in read_rows(tar, f"shards/{dataset}/{tar.name}")]
-        if not rows:
-            continue
-        write_part(lake.catalog_part(dataset), _table(rows))
-        if lake.manifest(dataset).exists():
-            manifest = read_json(lake.manifest(dataset)) | {"catalog_xxh": file_xxh(lake.catalog_part(dataset))}
-            write_json(lake.manifest(dataset), manifest)
-        yield dataset
-    write_duckdb(lake)
+    with explain_os_errors(lake.root, step="rebuild"), lake.commit_lock():
+        for folder in sorted(p for p in (lake.root / "shards").glob("*") if p.is_dir()):
+            dataset = folder.name
+            shards = sorted(folder.glob("*.tar"))
+            manifest = lake.read_manifest(dataset)
+            if manifest is not None:
+                _check_shards(lake, dataset, shards, manifest)
+            rows = [row for tar in shards for row in read_rows(tar, f"shards/{dataset}/{tar.name}")]
+            if not rows:
+                continue
+            write_part(lake.catalog_part(dataset), _table(rows))
+            if manifest is not None:
+                write_json(lake.manifest(dataset), manifest | {"catalog_xxh": file_xxh(lake.catalog_part(dataset))})
+            yield dataset
+        write_duckdb(lake)
+
+
+def _check_shards(lake: Lake, dataset: str, shards: list[Path], manifest: dict[str, Any]) -> None:
+    records = _shard_records(manifest)
+    for name in sorted({shard.name for shard in shards} | set(records)):
+        shard = lake.shard_folder(dataset) / name
+        problem = _shard_problem(shard, records[name]) if name in records else "not in the manifest"
+        if problem:
+            raise LakeError(
+                f"{shard}: {problem}.",
+                dataset=dataset,
+                step="rebuild",
+                hint=f"Make the shards right first:  {_again(lake, dataset)}",
+            )
+
+
+def _shard_records(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """File name -> what the manifest says of that shard, for those that hold samples."""
+    return {f"{name}.tar": record for name, record in manifest["shards"].items() if record["samples"]}
+
+
+def _again(lake: Lake, dataset: str) -> str:
+    return f"usdata ingest {dataset} --from PATH --lake {lake.root}"

@@ -8,6 +8,7 @@ nothing. What a source may hold beyond grey and RGB is settled here, once:
 - transparency is dropped: the colour under it counts (scanners' exports write it by accident);
 - 16 bits become 8 by rounding v / 257, unless no value exceeds 255: then they are 8 bits in a larger box (ours);
 - an orientation tag (EXIF, TIFF) is obeyed, as every viewer does;
+- three or four channels of 16 bits are refused: Pillow would keep their upper halves, and make dark ones black;
 - several frames in one file are refused: such a file belongs under layout.video.
 """
 
@@ -105,6 +106,8 @@ def open_with_pillow(content: bytes, kind: str) -> Image.Image:
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and kind != "JPEG":  # a JPEG's further pictures are its own thumbnails
             raise DataError("unsupported", f"{frames} frames in one image file.", step="read")
+        if len(image.getbands()) > 1 and image.tile and ";16" in str(image.tile[0][3]):
+            raise DataError("unsupported", "16 bits in each colour; save it with 8.", step="read")
         image.load()
         return ImageOps.exif_transpose(image)
     except Image.DecompressionBombError as error:

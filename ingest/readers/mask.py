@@ -15,7 +15,9 @@ from ingest.readers.image import image_format, open_with_pillow, read_bytes, to_
 from usdata.errors import DataError
 
 
-def read_mask(paths: Sequence[Path], spec: Masks, shape: tuple[int, int]) -> NDArray[np.uint8]:
+def read_mask(
+    paths: Sequence[Path], spec: Masks, shape: tuple[int, int], root: Path | None = None
+) -> NDArray[np.uint8]:
     """The mask of one image, from one file or several.
 
     Where files overlap, the class that stands later in `spec.classes` wins; with two classes that is OR.
@@ -24,6 +26,7 @@ def read_mask(paths: Sequence[Path], spec: Masks, shape: tuple[int, int]) -> NDA
         paths: the mask files of the image.
         spec: the card's `masks`.
         shape: (height, width) of the image.
+        root: the source's folder; `masks.by_path` looks at what stands below it, and errors name that.
 
     Returns:
         uint8, `shape`, each pixel the position of its class in `spec.classes`.
@@ -34,12 +37,14 @@ def read_mask(paths: Sequence[Path], spec: Masks, shape: tuple[int, int]) -> NDA
     """
     merged = np.zeros(shape, np.uint8)
     for path in paths:
+        below = path.relative_to(root) if root else path
         try:
-            mask = _classes(_open(path), spec, path)
+            mask = _classes(_open(path), spec, below)
             if mask.shape != shape:
                 mask = _fit(mask, spec, shape)
         except DataError as error:
-            raise DataError(error.reason, f"{path.name}: {error.message}", item=path.name, step="mask") from error
+            item = below.as_posix() if root else path.name
+            raise DataError(error.reason, f"{path.name}: {error.message}", item=item, step="mask") from error
         merged = np.maximum(merged, mask)
     return merged
 

@@ -3,6 +3,8 @@
 import struct
 from pathlib import Path
 
+from usdata.errors import CardError
+
 _VRS = frozenset(
     b"AE AS AT CS DA DS DT FD FL IS LO LT OB OD OF OL OV OW PN SH SL SQ SS ST SV TM UC UI UL UN UR US UT UV".split()
 )
@@ -42,3 +44,14 @@ def begins_dicom(head: bytes) -> bool:
         if group == 0x0008 and element in (0x0001, 0x0005, 0x0008, 0x0012, 0x0016, 0x0018, 0x0020) and length < 256:
             return True
     return False
+
+
+def refuse_dicom(dataset: str) -> CardError:
+    """The error for DICOM input: it may name a patient, and de-identification is not part of this version."""
+    return CardError(
+        "The source holds DICOM files. They can name a patient, so they are refused until de-identification is part of "
+        "usdata; nothing was read into the lake.",
+        dataset=dataset,
+        step="scan",
+        hint="Ingest published images, or de-identify and export them to PNG first and write a card for the folder.",
+    )

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,13 +57,24 @@ def _cells(text: str, table: Table, path: Path) -> Iterator[list[str]]:
 
 def _json_rows(text: str) -> Iterator[dict[str, Any]]:
     """A list of objects, or an object of objects whose keys become the column `key`."""
-    content = json.loads(text)
+    try:
+        content = json.loads(text, object_pairs_hook=_no_key_twice)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
     if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
         yield from ({"key": key, **value} for key, value in content.items())
     elif isinstance(content, list) and all(isinstance(row, dict) for row in content):
         yield from content
     else:
         raise ValueError("expected a list of objects, or an object of objects")
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
+        raise ValueError(f"the key {twice!r} is given twice in one object")
+    return found
 
 
 def _strip(row: Mapping[str, Any], table: Table) -> dict[str, str]:
@@ -86,6 +97,7 @@ class _Joined:
     used: set[str] = field(default_factory=set)
     columns: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
+    keyless: int = 0  # rows whose key is empty or a word for missing
 
 
 class Tables:
@@ -146,8 +158,10 @@ class Tables:
                 yield column, value, word
 
     def notes(self) -> Iterator[str]:
-        """What people should know: optional tables that are absent, rows without a file."""
+        """What people should know: optional tables that are absent, rows without a key or without a file."""
         for one in self.joined:
+            if one.keyless:
+                yield f"{', '.join(one.files)}: {one.keyless} rows have no {one.table.key} and belong to nothing"
             if not one.files:
                 yield f"no {_name(one.table, self.examples)}: {', '.join(one.table.columns)} stay unknown"
             elif left := sorted(set(one.rows) - one.used):
@@ -180,6 +194,8 @@ def _add(dataset: str, one: _Joined, path: str, rows: list[dict[str, str]]) -> N
     for row in rows:
         if key := fill_template(one.table.key, row):
             grouped[key].append(row)
+        else:
+            one.keyless += 1
     for key, same in grouped.items():
         first = one.rows.get(key, same[0])
         one.rows[key] = first if all(row == first for row in same) else None

@@ -30,6 +30,12 @@ def test_prefect_yaml_names_flows_and_parameters_that_exist():
         assert set(entry["parameters"]) <= set(flow.parameters.properties)
 
 
+def test_a_worker_does_not_write_the_lake_into_its_temporary_folder():
+    (step,) = yaml.safe_load(prefect_yaml())["pull"]
+    directory = step["prefect.deployments.steps.set_working_directory"]["directory"]
+    assert directory == "{{ $PWD }}"  # a relative one would start in the folder that the worker removes after the run
+
+
 @pytest.mark.parametrize(
     "dataset, place",
     [("usgra_seg", "usgra_seg"), ("usgra_seg", "usgra-seg"), ("hc18", "hc18.tar.gz"), ("busi", "busi.zip")],

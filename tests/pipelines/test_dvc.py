@@ -81,7 +81,7 @@ def test_repro_makes_shards_weights_and_scores(project):
     assert counts.to_pylist() == [{"dataset": "mine", "n": 8}, {"dataset": "phantom", "n": 40}]
     assert (project / "runs" / "d2mae" / "encoder.safetensors").is_file()
     scores = json.loads((project / "scores.json").read_text())
-    assert 0 <= scores["trained"]["linear"]["accuracy"]["value"] <= 1 and "random" in scores
+    assert 0 <= scores["trained"]["linear"]["accuracy"] <= 1 and "random" in scores
     assert "linear.accuracy" in call(project, "dvc", "metrics", "show")
 
 

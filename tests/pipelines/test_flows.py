@@ -2,6 +2,9 @@
 
 import importlib.util
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -13,7 +16,8 @@ from ingest.plan import ShardJob
 from ingest.run import ingest as plain_ingest
 from ingest.run import only_ingest, open_jobs
 from ingest.run import prepare as plain_prepare
-from pipelines.workers import WorkerDied, Workers
+from ingest.workers import WorkerDied
+from pipelines.workers import Workers
 from usdata.errors import CardError, ConfigError, DataError, LakeError
 from usdata.lake import Lake
 
@@ -140,6 +144,35 @@ def test_a_worker_that_dies_is_told_and_replaced(tmp_path):
         assert workers.build(job).samples == len(job.sources)
 
 
+def test_workers_end_with_the_process_that_started_them():
+    code = """if __name__ == "__main__":
+        import time
+        from pipelines.workers import Workers
+        pool = Workers(2)._open()
+        pool.submit(abs, 1).result()
+        pool.submit(time.sleep, 60), pool.submit(time.sleep, 60)
+        print(*pool._processes, flush=True)
+        time.sleep(60)"""
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout
+        workers = parent.stdout.readline().split()
+        assert workers and all(map(alive, workers))
+        parent.kill()
+    end = time.monotonic() + 20
+    while any(map(alive, workers)):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def alive(pid: str) -> bool:
+    """Whether a process is there and more than an entry that nobody has read yet."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.filterwarnings("ignore:Logger .* attempted to send logs")  # the task runs outside of a flow here
 @pytest.mark.parametrize("error, attempts", [(WorkerDied("It died."), 3), (LakeError("The disk is full."), 1)])
 def test_only_the_death_of_a_worker_is_retried(flows, tmp_path, error, attempts):
     job, calls = jobs_of(Lake.create(tmp_path / "lake"))[0], []
