@@ -47,9 +47,7 @@ def ingest(
     if images and not chosen.generator:
         raise CardError(f"--images is for generated data sets; {chosen.name} is read from files.", dataset=chosen.name)
     if source and chosen.generator:
-        raise CardError(
-            f"{chosen.name} is generated, not read: leave --from out.", dataset=chosen.name
-        )
+        raise CardError(f"{chosen.name} is generated, not read: leave --from out.", dataset=chosen.name)
     with open_source(source) if source else nullcontext() as folder:
         if dry_run:
             print_rows([dry_run_record(chosen, folder, images)], json)

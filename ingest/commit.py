@@ -6,6 +6,7 @@ running the same command again, because every step may be repeated.
 """
 
 import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -58,14 +59,7 @@ def find_finished(lake: Lake, job: ShardJob, known: dict[str, dict[str, Any]]) -
 def quarantine_table(dataset: str, rejected: list[Rejected]) -> pa.Table:
     """Rejections as the quarantine's rows, sorted by source, frame, stage."""
     rows = [
-        {
-            "dataset": dataset,
-            "source_id": r.source_id,
-            "frame": r.frame,
-            "stage": r.stage,
-            "reason": r.reason,
-            "detail": r.detail,
-        }
+        {"dataset": dataset, **asdict(r)}
         for r in sorted(rejected, key=lambda r: (r.source_id, -1 if r.frame is None else r.frame, r.stage, r.reason))
     ]
     return canonical(table_of(rows, QUARANTINE), QUARANTINE)
@@ -116,16 +110,12 @@ def commit(
 
 
 def _shard_record(report: ShardReport) -> dict[str, Any]:
-    rejected = [
-        {"source_id": r.source_id, "frame": r.frame, "stage": r.stage, "reason": r.reason, "detail": r.detail}
-        for r in report.rejected
-    ]
     return {
         "fingerprint": report.fingerprint,
         "samples": report.samples,
         "size": report.size,
         "xxh": report.xxh,
-        "rejected": rejected,
+        "rejected": [asdict(r) for r in report.rejected],
     }
 
 

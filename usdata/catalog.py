@@ -194,7 +194,12 @@ class Catalog:
         _refuse_half_characters(condition)
         wanted = ", ".join('"' + column.replace('"', '""') + '"' for column in columns)
         try:
-            chosen = self._con.sql("from samples").filter(condition)
+            samples = self._con.sql("from samples")
+            chosen = samples.filter(condition)  # which takes any number but 0 for true
+            if (kind := str(samples.project(condition).types[0])) != "BOOLEAN":
+                raise QueryError(
+                    f"The condition {condition!r} is {kind}, not true or false.", hint="For example:  organ = 'breast'"
+                )
             table = chosen.order('dataset, shard, "offset"').project(wanted).to_arrow_table()
         except duckdb.Error as error:
             self.check_unchanged()

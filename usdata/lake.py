@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from usdata import __version__
-from usdata.errors import LakeError, nearest
+from usdata.errors import LakeError
 from usdata.files import explain_os_errors, locked, read_json, write_json
 from usdata.schema import FORMAT, IMAGE_SIZE
 
@@ -138,14 +138,6 @@ class Lake:
         """Names of the data sets in the lake, sorted."""
         folder = self.root / "catalog" / "samples"
         return sorted({p.relative_to(folder).parts[0].removesuffix(".parquet") for p in self.catalog_files()})
-
-    def check_dataset(self, dataset: str) -> None:
-        """Raise a LakeError with the nearest names unless `dataset` is in the lake."""
-        if dataset not in self.datasets():
-            raise LakeError(
-                f"{dataset!r} is not in the lake {self.root}.{nearest(dataset, self.datasets())}",
-                hint=f"Bring it in:  usdata ingest {dataset} --from PATH --lake {self.root}",
-            )
 
     def commit_lock(self) -> AbstractContextManager[None]:
         """Held while a catalog part, saved cohort or `catalog.duckdb` changes: one writer at a time, others wait."""

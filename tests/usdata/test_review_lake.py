@@ -286,3 +286,16 @@ def test_an_odd_argument_ends_in_one_message(phantom_lake, tmp_path, monkeypatch
 def test_a_copy_of_a_lake_is_a_lake(lake, tmp_path):
     shutil.copytree(lake.root, tmp_path / "copy")
     assert not verify(Lake(tmp_path / "copy"))
+
+
+@pytest.mark.parametrize("condition", ["1", "width", "'true'", "null", "frame"])
+def test_a_number_or_a_word_is_no_condition(phantom_lake, condition):
+    with pytest.raises(QueryError):
+        phantom_lake.cohort(condition)
+
+
+@pytest.mark.parametrize(
+    "condition", ["has_mask", "not synthetic", "organ = 'eye' -- a note", "organ like 'b%'\nand has_mask"]
+)
+def test_anything_true_or_false_is_a_condition(phantom_lake, condition):
+    assert phantom_lake.cohort(condition).index() is not None
