@@ -165,7 +165,8 @@ def _sample(job: ShardJob, source: Source, position: int, pixels: NDArray[np.uin
             if card.masks.if_bad == "refuse":
                 raise
             if position == 0:  # once, not for every frame of a video
-                yield Rejected(error.item or source.item.masks[0], None, "mask", error.reason, error.message)
+                detail = f"{error.message} Its image was kept without a mask."
+                yield Rejected(error.item or source.item.masks[0], None, "mask", error.reason, detail)
     row = _row(job, source, position, (height, width))
     if preprocess.colour_share(pixels) > card.colour_limit:
         row["mode"] = "colour_doppler"

@@ -14,7 +14,7 @@ from typing import Any
 
 from ingest import generated
 from ingest.build import Rejected, ShardReport, build_shard
-from ingest.card import Card, card_digest
+from ingest.card import Card, card_digest, get_card, registered
 from ingest.commit import clear_stale, commit, committed_shards, find_finished
 from ingest.layout import Listing, Problem, list_items, walk
 from ingest.plan import ShardJob, plan_shards
@@ -93,6 +93,7 @@ def prepare(
         UsdataError: the folder is missing or empty.
     """
     _refuse_private(card)
+    _refuse_borrowed_name(card)
     if card.generator:
         listing, sources = generated.sources(card, count)
         problems: list[Problem] = []
@@ -128,6 +129,17 @@ def _refuse_private(card: Card) -> None:
             dataset=card.name,
             step="list",
             hint="Copy the card, add a layout, and run:  usdata ingest --card my.yaml --from DIR",
+        )
+
+
+def _refuse_borrowed_name(card: Card) -> None:
+    """A user's card must not replace a registered data set by bearing its name."""
+    if card.name in registered() and card_digest(card) != card_digest(get_card(card.name)):
+        raise CardError(
+            f"{card.name!r} is the name of a registered data set, but this is another card.",
+            dataset=card.name,
+            step="list",
+            hint="Give your card a `name` of its own.",
         )
 
 

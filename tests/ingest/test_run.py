@@ -273,6 +273,7 @@ def test_a_mask_of_another_size_is_quarantined_and_its_image_kept_without_it(fol
     assert report.counts.samples == 8
     [row] = quarantined(tmp_path / "lake")
     assert (row["source_id"], row["stage"], row["reason"]) == ("masks/n003.png", "mask", "mask_size")
+    assert "kept without a mask" in row["detail"]
     query = "select has_mask from samples where source_id = 'images/malignant/n003.png'"
     assert Lake(tmp_path / "lake").sql(query)["has_mask"].to_pylist() == [False]
 
@@ -313,6 +314,13 @@ def test_dicom_anywhere_is_refused_and_no_path_of_it_is_stored_or_shown(folder, 
     assert "secret" not in str(caught.value)
     assert not any(b"secret" in p.read_bytes() for p in (tmp_path / "lake").rglob("*") if p.is_file())
     assert Lake(tmp_path / "lake").datasets() == []
+
+
+def test_a_card_of_ones_own_can_not_replace_a_registered_data_set_by_its_name(folder, tmp_path):
+    card = folder.parent / "mine.yaml"
+    card.write_text(card.read_text().replace("name: mine", "name: busi"))
+    with pytest.raises(CardError, match="name of a registered data set"):
+        run(folder, tmp_path / "lake")
 
 
 def test_a_private_card_is_refused_before_a_file_is_read(folder, tmp_path):

@@ -48,7 +48,9 @@ def test_wrong_usage_is_exit_code_2(usdata, words):
     assert code == 2 and out == "" and err
 
 
-@pytest.mark.parametrize("verb", ["sql", "catalog", "plan", "verify", "cohort ls", "cohort show all", "report -o x.html"])
+@pytest.mark.parametrize(
+    "verb", ["sql", "catalog", "plan", "verify", "cohort ls", "cohort show all", "report -o x.html"]
+)
 def test_a_lake_that_is_not_there_names_the_command_that_makes_one(usdata, tmp_path, monkeypatch, verb):
     monkeypatch.chdir(tmp_path)
     words = [*verb.split(), *(["select 1"] if verb == "sql" else [])]
