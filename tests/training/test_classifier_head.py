@@ -11,15 +11,6 @@ from training.recipes.d2mae import D2MAE, VARIANTS, D2MAEConfig
 from usdata.errors import ConfigError
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are faster on one thread, ten times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def config(**changes: Any) -> D2MAEConfig:
     return D2MAEConfig(**{**D2MAE.presets["micro"]["recipe"], **changes})
 

@@ -2,7 +2,6 @@ import json
 
 import numpy as np
 import pytest
-import torch
 from fakes.training_fakes import FakeCohort
 
 from training.checkpoint import random_encoder
@@ -11,14 +10,6 @@ from training.downstream.classify import probe_cohort, rows_of, score
 from training.train import pretrain
 from training.watch import embed
 from usdata.errors import ConfigError, UsdataError
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():  # threads that wait for each other on a busy machine make tiny steps fifty times slower
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

@@ -20,15 +20,6 @@ from usdata.errors import ConfigError
 PRESETS = ("micro", "small", "paper")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are faster on one thread, ten times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def micro(**changes: Any) -> D2MAE:
     torch.manual_seed(0)
     return D2MAE(D2MAEConfig(**{**D2MAE.presets["micro"]["recipe"], **changes}))

@@ -18,15 +18,6 @@ from training.recipes.d2mae import D2MAE, VARIANTS, D2MAEConfig
 WHOLE = [0, 0, 64, 64]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are faster on one thread, ten times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def small(**changes: Any) -> D2MAE:
     """A tiny recipe on 64-pixel sources, so that the whole-image crop is the image itself."""
     torch.manual_seed(0)

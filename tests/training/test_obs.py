@@ -23,15 +23,6 @@ from training.recipes.d2mae import D2MAE, VARIANTS, D2MAEConfig
 from usdata.errors import ConfigError, LakeError
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Networks this small are faster on one thread, ten times so on a busy machine."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 def micro(**changes: Any) -> D2MAE:
     torch.manual_seed(0)
     return D2MAE(D2MAEConfig(**{**D2MAE.presets["micro"]["recipe"], "source_size": 64, **changes}))

@@ -37,14 +37,6 @@ pretrain(cohort, resolve("tiny", "micro"), out)
 """
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():  # threads that wait for each other on a busy machine make tiny steps fifty times slower
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def run(out, *sets, cohort=None, **how):
     return pretrain(cohort or FakeCohort(), resolve("tiny", "micro", sets=sets), out, **how)
 

@@ -23,14 +23,6 @@ from training.watch import draw_evenly, image_groups, label_column
 from usdata.errors import ConfigError, LakeError, UsdataError
 
 
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread():  # threads that wait for each other on a busy machine make tiny steps fifty times slower
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def weights(out):
     return load_state(out / "checkpoint" / "last.pt")["model"]
 
