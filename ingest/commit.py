@@ -129,11 +129,9 @@ def _catalog_table(lake: Lake, dataset: str, reports: list[ShardReport]) -> pa.T
         else:
             tar = lake.shard_folder(dataset) / f"{report.name}.tar"
             parts.append(table_of(read_rows(tar, f"shards/{dataset}/{tar.name}")))
-    return (
-        canonical(pa.concat_tables([canonical(p, SAMPLES, coded=False) for p in parts]), SAMPLES)
-        if parts
-        else (SAMPLES.empty_table())
-    )
+    if not parts:
+        return SAMPLES.empty_table()
+    return canonical(pa.concat_tables([canonical(p, SAMPLES, coded=False) for p in parts]), SAMPLES)
 
 
 def _in_place(lake: Lake, dataset: str, manifest: dict[str, Any]) -> bool:

@@ -92,16 +92,9 @@ def prepare(
         CardError: the card is private or does not fit the files, or DICOM was found.
         UsdataError: the folder is missing or empty.
     """
-    _refuse_private(card)
-    _refuse_borrowed_name(card)
-    if card.generator:
-        listing, sources = generated.sources(card, count)
-        problems: list[Problem] = []
-        root = Path()
-    else:
-        root = _folder(card, source)
-        listing = list_items(card, root)
-        _refuse_dicom_among(card, root, listing.problems)
+    root, listing, sources = _list(card, source, count)
+    problems: list[Problem] = []
+    if not card.generator:
         total = len(listing.items)
         sources, problems = scan(card, root, listing.items, workers, _counter(progress, "scan", total))
     staging = lake.staging(card.name)
@@ -112,6 +105,18 @@ def prepare(
     known = committed_shards(lake, card.name)
     finished = {job.name: report for job in jobs if (report := find_finished(lake, job, known))}
     return Plan(card, lake, listing, sources, jobs, finished, [*listing.problems, *problems])
+
+
+def _list(card: Card, source: Path | None, count: int | None) -> tuple[Path, Listing, list[Source]]:
+    """The source's root and its items, after everything that must be refused; of a generated set also its sources."""
+    _refuse_private(card)
+    _refuse_borrowed_name(card)
+    if card.generator:
+        return Path(), *generated.sources(card, count)
+    root = _folder(card, source)
+    listing = list_items(card, root)
+    _refuse_dicom_among(card, root, listing.problems)
+    return root, listing, []
 
 
 def _refuse_private(card: Card) -> None:
@@ -315,13 +320,7 @@ def dry_run_record(card: Card, source: Path | None, count: int | None = None) ->
     Raises:
         CardError, UsdataError: as `prepare`.
     """
-    _refuse_private(card)
-    if card.generator:
-        listing, _ = generated.sources(card, count)
-    else:
-        root = _folder(card, source)
-        listing = list_items(card, root)
-        _refuse_dicom_among(card, root, listing.problems)
+    _, listing, _ = _list(card, source, count)
     return {
         "dataset": card.name,
         "files": listing.files,

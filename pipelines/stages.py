@@ -5,7 +5,6 @@ are absent, lists. No Prefect here, so a stage starts quickly.
 """
 
 import shutil
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,8 @@ import typer
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from usdata.errors import ConfigError, UsdataError, nearest
+from usdata.cli import run_app
+from usdata.errors import ConfigError, nearest
 from usdata.files import read_json, write_json
 from usdata.lake import Lake
 
@@ -198,11 +198,7 @@ def flat_scores(scores: dict[str, Any]) -> dict[str, Any]:
 
 def main() -> None:
     """Entry point of `python -m pipelines.stages`."""
-    try:
-        app()
-    except UsdataError as error:
-        typer.echo(f"usdata: {error}", err=True)
-        sys.exit(1)
+    run_app(app)
 
 
 if __name__ == "__main__":

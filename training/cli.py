@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from usdata.errors import UsdataError
+from usdata.cli import run_app
 
 LakeOption = Annotated[Path, typer.Option("--lake", help="The lake's folder.", metavar="DIR")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
@@ -95,11 +95,7 @@ def probe(
 
 def main() -> None:
     """Entry point of `python -m training.cli`, as torchrun starts it."""
-    try:
-        app()
-    except UsdataError as error:
-        typer.echo(f"usdata: {error}", err=True)
-        sys.exit(1)
+    run_app(app)
 
 
 if __name__ == "__main__":

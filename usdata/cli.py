@@ -178,8 +178,13 @@ def command_line() -> typer.Typer:
 
 def main() -> None:
     """Entry point of the `usdata` command."""
+    run_app(command_line())
+
+
+def run_app(verbs: typer.Typer) -> None:
+    """Run a command line; an expected failure becomes one message on stderr and exit code 1, without a traceback."""
     try:
-        command_line()()
+        verbs()
     except UsdataError as error:
         typer.echo(f"usdata: {error}", err=True)
         sys.exit(1)
