@@ -66,6 +66,8 @@ class RunConfig(BaseModel):
     by: str = "organ"  # the catalog column that makes the groups
     epoch_size: int | None = Field(None, gt=0)  # images per epoch; None: as many as the cohort has
     workers: int = Field(0, ge=0)  # threads that prepare batches ahead
+    stream_window: int = Field(2, gt=0)  # remote lakes: shards of a group that are shuffled together
+    stream_split: Literal["shards", "samples"] = "shards"  # remote lakes: samples lets ranks share a group's shards
 
     log_every: int = Field(10, gt=0)  # steps between looks at the device; every step is logged all the same
     checkpoint_every: int = Field(500, gt=0)

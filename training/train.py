@@ -26,6 +26,7 @@ from training.distributed import World, world
 from training.runlog import RunLog
 from training.schedules import warmup_cosine
 from training.watch import Watch
+from usdata.batch import to_device
 from usdata.errors import ConfigError, UsdataError
 from usdata.files import explain_os_errors, write_json
 
@@ -197,6 +198,7 @@ class _Trainer:
                 workers=cfg.workers,
                 rank=peers.rank,
                 world=peers.size,
+                streaming={"window": cfg.stream_window, "split": cfg.stream_split},
             ),
             per_rank,
         )
@@ -263,7 +265,7 @@ class _Trainer:
             with wait:
                 with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
                     terms = self.module(
-                        images.to(device, non_blocking=True),
+                        to_device(images, device),
                         {name: value.to(device, non_blocking=True) for name, value in draws.items()},
                     )
                 (terms["loss"] * share).backward()

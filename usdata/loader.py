@@ -6,30 +6,27 @@ batches of 128 see together what one rank with batches of 256 sees, and the stat
 """
 
 import math
-import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from functools import cached_property
+from threading import Lock
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import torch
 import xxhash
 from numpy.typing import NDArray
-from torch import Tensor
 
-from usdata import png
+from usdata.batch import Assembler, Batch
 from usdata.errors import ConfigError
-from usdata.reader import ShardIndex, ShardReader, file_buffer
+from usdata.reader import ShardIndex
+from usdata.resume import make_state, resume
 from usdata.sampling import BalancedSampler, EpochSampler, GroupIndex, Sampler
 
 __all__ = ["Loader", "ShardIndex", "read_batch"]
 
-Batch = dict[str, Any]
-_STATE_FORMAT = 1
+_AHEAD = 1 << 14  # draws made at once: a draw costs little, starting a stretch of them much
 
 
 class Loader:
@@ -55,7 +52,8 @@ class Loader:
         rank, world: this process among how many.
         mask: deliver masks.
         columns: names of columns of the index to deliver.
-        fingerprint: hash of the cohort; a state of another cohort is refused.
+        fingerprint: named hashes of the images, `order=… pixels=…` (`Cohort.fingerprint`): a state of others is
+            refused. Without them, the places of the images are compared.
         drop_last: what happens to an epoch that is no multiple of the global batch. False: with `gamma`, it is drawn
             out to whole batches; without, its last batch is smaller, shared out among the ranks. True: the rest is
             left out.
@@ -105,7 +103,9 @@ class Loader:
         self._turn = 0  # number of the newest iterator; older ones are dead
         self._draws = self._whole_draws()
         self._sampler = self._make_sampler(groups)
-        self._assembler = _Assembler(index, columns, mask, checksums, spare=2 * workers + 2)
+        self._drawn: tuple[int, int, NDArray[np.int64]] = (-1, -1, np.empty(0, np.int64))  # epoch, stretch, rows
+        self._drawing = Lock()
+        self._assembler = Assembler(index, columns, mask, checksums, spare=workers + 2)
 
     def __len__(self) -> int:
         """Batches per epoch of this rank (the same for each rank)."""
@@ -116,53 +116,46 @@ class Loader:
         return self._deliver(self._turn)
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, a few plain values (JSON): what was delivered, never what was only prepared."""
+        """Where the loader stands, a few plain values (JSON), the same on every rank.
+
+        What was delivered counts, never what was only prepared.
+        """
         whole = self._delivered == len(self)
-        position = {"epoch": self.epoch + whole, "batch": 0 if whole else self._delivered}
-        return {"format": _STATE_FORMAT, **position, **self._identity(), "world": self.world, "rank": self.rank}
+        epoch, batch = (self.epoch + 1, 0) if whole else (self.epoch, self._delivered)
+        return make_state(self._identity(), epoch=epoch, batch=batch, batch_size=self.batch_size, world=self.world)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where the loader stood that gave `state`: the next batch is the one that would have come.
 
-        The number of workers may differ, and so may rank, world and batch_size as long as
-        batch_size · world is the same.
+        What may differ is told in `usdata.resume`; among it the number of workers and, where a batch begins at the
+        same draw, `batch_size` and `world`. A refused state leaves the loader as it was.
 
         Raises:
-            ConfigError: no state of a loader, or of one that draws other batches; the message says why.
+            ConfigError: no state of a loader, or of one that draws other images; the message says why.
         """
-        wanted = {"format", "epoch", "batch", "world", "rank", *self._identity()}
-        if missing := sorted(wanted - set(state)):
-            raise ConfigError(f"This is no state of a loader: it has no {', '.join(missing)}.")
-        if state["format"] != _STATE_FORMAT:
-            raise ConfigError(f"The loader's state has format {state['format']}, this version reads {_STATE_FORMAT}.")
-        numbers = ("epoch", "batch", "batch_size", "world")
-        if wrong := [name for name in numbers if not isinstance(state[name], int)]:
-            raise ConfigError(f"The loader's state is damaged: {wrong[0]} is {state[wrong[0]]!r}, not a whole number.")
-        here, there = self._identity(), dict(state)
-        for side, world in ((here, self.world), (there, state["world"])):
-            side["batch_size · world"] = side.pop("batch_size") * world
-        if other := [f"{name} was {there[name]}, is {here[name]}" for name in here if there[name] != here[name]]:
-            raise ConfigError(
-                f"The loader can't go on from this state: {'; '.join(other)}.",
-                hint="Start anew without the state, or with the settings and the cohort it was made with.",
-            )
-        epoch, batch = state["epoch"], state["batch"]
-        if not (epoch >= 0 and 0 <= batch < len(self)):
-            raise ConfigError(f"The loader's state points to batch {batch} of epoch {epoch}, which does not exist.")
-        self.epoch, self._delivered = epoch, batch
+        self.epoch, self._delivered = resume(state, self._identity(), batch_size=self.batch_size, world=self.world)
         self._turn += 1
 
     def _identity(self) -> dict[str, Any]:
-        """All that the sequence of batches depends on."""
-        names = ("fingerprint", "seed", "gamma", "by", "epoch_size", "drop_last", "batch_size")
-        return {"images": len(self.index), "layout": self._layout} | {name: getattr(self, name) for name in names}
+        """All that the sequence of images depends on; where they lie is no part of it, if the cohort vouches for them.
+
+        With `gamma`, draws follow from the groups and do not know `epoch_size`, only how many are delivered. Without,
+        it is the other way round.
+        """
+        same: dict[str, Any] = {"images": len(self.index), "seed": self.seed, "gamma": self.gamma}
+        same["draws_per_epoch"] = self._draws
+        if isinstance(self._sampler, BalancedSampler):
+            same |= {"by": self.by, "groups": self._sampler.index.digest}
+        else:
+            same |= {"epoch_size": self.epoch_size}
+        named = dict(part.split("=", 1) for part in self.fingerprint.split() if "=" in part)
+        return same | (named if "order" in named else {"fingerprint": self.fingerprint, "layout": self._layout})
 
     @cached_property
     def _layout(self) -> str:
-        """Hash of where the images are and of their groups: the same ids may come to lie or to belong elsewhere."""
+        """Hash of where the images are: the same ids may come to lie elsewhere, in another order."""
         digest = xxhash.xxh3_64("\n".join(self.index.shards).encode())
-        groups = (self._sampler.index.order,) if isinstance(self._sampler, BalancedSampler) else ()
-        for part in (self.index.shard, self.index.offset, *groups):
+        for part in (self.index.shard, self.index.offset):
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
@@ -201,13 +194,16 @@ class Loader:
             self._next_epoch()
         numbers = range(self._delivered, len(self))
         with closing(self._filled(self.epoch, numbers)) as batches:
-            for number, batch in zip(numbers, batches, strict=True):
+            for number in numbers:
                 if turn != self._turn:
                     raise RuntimeError("this iterator is over: another one was made, or a state was loaded")
-                self._delivered = number + 1
-                yield batch
+                yield self._counted(number, next(batches))  # no name here: it would keep the memory in use
         if turn == self._turn:
             self._next_epoch()
+
+    def _counted(self, number: int, batch: Batch) -> Batch:
+        self._delivered = number + 1
+        return batch
 
     def _next_epoch(self) -> None:
         self.epoch, self._delivered = self.epoch + 1, 0
@@ -222,7 +218,7 @@ class Loader:
         try:
             for number in numbers:
                 waiting.append(pool.submit(self._fill, epoch, number))
-                if len(waiting) > 2 * self.workers:
+                if len(waiting) > self.workers:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()
@@ -230,10 +226,17 @@ class Loader:
             pool.shutdown(wait=True, cancel_futures=True)
 
     def _fill(self, epoch: int, number: int) -> Batch:
-        start = number * self.batch_size * self.world
-        n = min(self.batch_size * self.world, self._draws - start)
-        first, last = (start + n * rank // self.world for rank in (self.rank, self.rank + 1))
-        return self._assembler.batch(self._sampler.draw(epoch, first, last))
+        whole = self.batch_size * self.world
+        ahead = max(1, _AHEAD // whole)  # batches drawn at once
+        group, place = divmod(number, ahead)
+        start = group * ahead * whole
+        with self._drawing:
+            if self._drawn[:2] != (epoch, group):
+                stop = min(start + ahead * whole, self._draws)
+                self._drawn = epoch, group, self._sampler.draw(epoch, start, stop)
+            rows = self._drawn[2][place * whole : (place + 1) * whole]
+        first, last = (len(rows) * rank // self.world for rank in (self.rank, self.rank + 1))
+        return self._assembler.batch(rows[first:last])
 
 
 def read_batch(
@@ -245,62 +248,4 @@ def read_batch(
         ConfigError: an unknown column, or masks of an index without them.
         LakeError: a shard is missing or damaged.
     """
-    return _Assembler(index, columns, mask, checksums=False, spare=0).batch(rows)
-
-
-class _Assembler:
-    """From row numbers to a batch."""
-
-    def __init__(self, index: ShardIndex, columns: Sequence[str], mask: bool, checksums: bool, spare: int) -> None:
-        if mask and index.mask_size is None:
-            raise ConfigError("mask=True, but this index has no places of masks.")
-        self.reader = ShardReader(index, checksums)
-        self.mask = mask
-        self._columns = {name: _column(index.column(name)) for name in columns}
-        self._buffers: deque[NDArray[np.uint8]] = deque(maxlen=spare)  # free ones
-
-    def batch(self, rows: NDArray[np.integer]) -> Batch:
-        batch: Batch = {"image": self._images(rows)}
-        for name, values in self._columns.items():
-            batch[name] = values(rows)
-        if self.mask:
-            masks, known = self.reader.masks(rows)
-            batch |= {"mask": torch.from_numpy(masks)[:, None], "has_mask": torch.from_numpy(known)}
-        return batch
-
-    def _images(self, rows: NDArray[np.integer]) -> Tensor:
-        """uint8 (B, 1, 256, 256). Its memory comes from, and goes back to, the free buffers: fresh pages are slow."""
-        try:
-            buffer = self._buffers.pop()
-        except IndexError:
-            buffer = file_buffer(len(rows))
-        if len(buffer) < len(rows):
-            buffer = file_buffer(len(rows))
-        self.reader.images(rows, buffer)
-        lent = buffer[:]  # the tensor, its views and their numpy views keep this object alive, and nothing else does
-        weakref.finalize(lent, self._buffers.append, buffer).atexit = False
-        strides = (png.PITCH, png.PITCH, png.ROW, 1)
-        return torch.from_numpy(lent).as_strided((len(rows), 1, png.SIDE, png.SIDE), strides, png.FIRST + 1)
-
-
-def _column(column: pa.Array | pa.ChunkedArray) -> Callable[[NDArray[np.integer]], Tensor | list[Any]]:
-    """A function from rows to their values, as `Loader` describes them."""
-    kind, has_nulls = column.type, column.null_count > 0
-    plain = kind.value_type if pa.types.is_dictionary(kind) else kind
-    truth = pa.types.is_boolean(plain)
-
-    def numbers(rows: NDArray[np.integer]) -> Tensor:
-        values = column.take(pa.array(rows)).cast(plain)
-        if has_nulls:
-            values = (values.cast(pa.int8()) if truth else values).cast(pa.float64(), safe=False)
-        return torch.tensor(np.asarray(values))
-
-    def words(rows: NDArray[np.integer]) -> list[Any]:
-        values = column.take(pa.array(rows)).cast(plain)
-        return np.asarray(values).tolist()  # several times as fast as to_pylist()
-
-    if truth or pa.types.is_integer(plain) or pa.types.is_floating(plain):
-        return numbers
-    if pa.types.is_string(plain) or pa.types.is_large_string(plain):
-        return words
-    return lambda rows: column.take(pa.array(rows)).to_pylist()
+    return Assembler(index, columns, mask, checksums=False, spare=0).batch(rows)

@@ -17,6 +17,7 @@ import struct
 import zlib
 
 import numpy as np
+from isal import isal_zlib
 from numpy.typing import NDArray
 
 from usdata.errors import DataError
@@ -51,6 +52,8 @@ def _template() -> NDArray[np.uint8]:
 
 
 _FILE = _template()
+_HEAD, _MIDDLE, _TAIL = _FILE[:FIRST].tobytes(), _FILE[SECOND - 5 : SECOND + 1].tobytes(), _FILE[-12:].tobytes()
+_NO_FILTER = bytes(SIDE - 1)
 _FIXED = np.ones(SIZE, bool)  # True where every canonical file has the same byte
 _FIXED[FIRST : FIRST + BLOCK] = False
 _FIXED[SECOND : SECOND + ROW + 8] = False
@@ -107,43 +110,25 @@ def decode(data: bytes | memoryview | NDArray[np.uint8]) -> NDArray[np.uint8]:
     return out
 
 
-def copy_rows(file: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
-    """Copy the rows of a canonical PNG, filter bytes and all, into `out` of shape (65792,): two block copies.
-
-    The pixels are then the strided view `out.reshape(256, 257)[:, 1:]`. The caller has checked the file.
-    """
-    out[:BLOCK] = file[FIRST : FIRST + BLOCK]
-    out[BLOCK:] = file[SECOND : SECOND + ROW]
-
-
 def are_canonical(files: NDArray[np.uint8]) -> NDArray[np.bool_]:
-    """`is_canonical` for a batch, but for speed it looks at every eighth row's filter byte only, and the last row's.
-
-    Args:
-        files: shape (n, 65865 or wider), one file per row.
-
-    Returns:
-        Shape (n,), bool.
-    """
+    """`is_canonical` for a batch of files, shape (n, 65865 or wider), one per row: shape (n,), bool."""
     fine: NDArray[np.bool_] = (files[:, :FIRST] == _FILE[:FIRST]).all(1)
     fine &= (files[:, SECOND - 5 : SECOND + 1] == _FILE[SECOND - 5 : SECOND + 1]).all(1)
     fine &= (files[:, SIZE - 12 : SIZE] == _FILE[-12:]).all(1)
-    fine &= ~files[:, FIRST : FIRST + BLOCK : 8 * ROW].any(1)
+    fine &= ~files[:, FIRST : FIRST + BLOCK : ROW].any(1)
     return fine
 
 
-def close_gap(files: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Move row 255 of each file of a batch up to the others, so that the pixels can be read in place.
+def close_gap(files: NDArray[np.uint8]) -> None:
+    """Move row 255 of each file of a batch up to the others, so that `pixels` can show them all in place.
 
-    The files are no PNGs any more then. The caller has checked them.
-
-    Args:
-        files: shape (n, 65865 or wider), writable, one file per row.
-
-    Returns:
-        Shape (n, 256, 256), uint8: the pixels, a strided view of `files`.
+    The files, shape (n, 65865 or wider), are no PNGs any more then. The caller has checked them.
     """
     files[:, SECOND - 5 : SECOND - 5 + ROW] = files[:, SECOND : SECOND + ROW]
+
+
+def pixels(files: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The pixels of files whose gap is closed: shape (n, 256, 256), uint8, a strided view."""
     shape, strides = (len(files), SIDE, SIDE), (files.strides[0], ROW, 1)
     return np.lib.stride_tricks.as_strided(files[:, FIRST + 1 :], shape, strides)
 
@@ -160,3 +145,25 @@ def check(data: bytes | memoryview | NDArray[np.uint8]) -> None:
     stored = struct.unpack(">II", file[_ADLER].tobytes() + file[_CRC].tobytes())
     if stored != (_adler(file), zlib.crc32(file[_IDAT].data)):
         raise DataError("checksum", "The pixels do not match the file's checksums.")
+
+
+def read_checked(file: NDArray[np.uint8], out: NDArray[np.uint8]) -> None:
+    """`check` and `decode` in one: the pixels into `out`, shape (256, 256). For reading whole shards, ten times faster.
+
+    Raises:
+        DataError: reason `not_canonical` or `checksum`.
+    """
+    fixed = file.size == SIZE and (
+        file[:FIRST].tobytes() == _HEAD
+        and file[SECOND - 5 : SECOND + 1].tobytes() == _MIDDLE
+        and file[SIZE - 12 :].tobytes() == _TAIL
+        and file[FIRST : FIRST + BLOCK : ROW].tobytes() == _NO_FILTER
+    )
+    if not fixed:
+        raise DataError("not_canonical", f"Not a canonical {SIDE} x {SIDE} PNG of {SIZE} bytes.")
+    first, second = file[FIRST : FIRST + BLOCK], file[SECOND : SECOND + ROW]
+    sums = isal_zlib.adler32(second, isal_zlib.adler32(first)), isal_zlib.crc32(file[_IDAT])
+    if struct.unpack(">II", file[_ADLER.start : _CRC.stop].tobytes()) != sums:
+        raise DataError("checksum", "The pixels do not match the file's checksums.")
+    out[:-1] = first.reshape(SIDE - 1, ROW)[:, 1:]
+    out[-1] = second[1:]

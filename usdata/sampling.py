@@ -19,11 +19,12 @@ from numpy.random import Philox
 from numpy.typing import NDArray
 
 from usdata.errors import ConfigError
+from usdata.group_index import GroupIndex, Lookup
 
 _WORD = 2**64
 _SMALL = 1024  # rows up to which a pass is shuffled by sorting random words
 _ROUNDS = 12  # of the Feistel network that shuffles longer ones
-_PLAN_CHUNK = 1 << 20  # draws counted at a time
+_DRAWS = 1 << 15  # draws made at a time
 
 
 class Sampler(Protocol):
@@ -63,43 +64,11 @@ def group_probabilities(counts: Sequence[int] | NDArray[np.integer], gamma: floa
     return shares / shares.sum()
 
 
-@dataclass(frozen=True)
-class GroupIndex:
-    """The rows of each group, side by side: 4 bytes per image.
-
-    `order[starts[g] : starts[g] + counts[g]]` are the rows of group g, ascending; int32 while the rows fit.
-    """
-
-    counts: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    order: NDArray[np.integer]
-
-    @staticmethod
-    def of(codes: NDArray[np.integer]) -> "GroupIndex":
-        """Build from the group number of each row, shape (n_rows,), any integer dtype, 0 or more.
-
-        Raises:
-            ConfigError: no rows, a negative number, or not integers.
-        """
-        codes = np.asarray(codes)
-        if codes.ndim != 1 or not np.issubdtype(codes.dtype, np.integer):
-            raise ConfigError(f"Groups are whole numbers of shape (n_rows,), not {codes.dtype} {codes.shape}.")
-        if not len(codes):
-            raise ConfigError("Nothing to draw from: the cohort is empty.")
-        if codes.min() < 0:
-            raise ConfigError(f"Row {int(codes.argmin())} has the negative group number {int(codes.min())}.")
-        if codes.max() < 2**15:
-            codes = codes.astype(np.int16, copy=False)  # numpy sorts 16-bit keys by radix, eight times as fast
-        counts = np.bincount(codes)
-        if counts.max() >= 2**32:
-            raise ConfigError(f"A group may hold 2^32 images at most, not {int(counts.max())}.")
-        order = np.argsort(codes, kind="stable")
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        return GroupIndex(counts, starts, order.astype(np.int32) if len(codes) < 2**31 else order)
-
-
 class BalancedSampler:
     """Draws with replacement, `P(group) ∝ N^γ`, uniform inside the group.
+
+    A group's share is right to one part in 2^45 of itself, an image's share of its group to one in 2^64 / N, however
+    many images there are. Other weights or groups need another sampler, and no data is written anew.
 
     Args:
         groups: group number of each row, shape (n_rows,), integers; or a `GroupIndex`, to share it among samplers.
@@ -114,14 +83,21 @@ class BalancedSampler:
         self.index = groups if isinstance(groups, GroupIndex) else GroupIndex.of(groups)
         self.gamma, self.seed = float(gamma), int(seed)
         self.probabilities = group_probabilities(self.index.counts, gamma)
-        self._groups, self._thresholds = _thresholds(self.probabilities)
+        drawn, thresholds = _thresholds(self.probabilities)
+        self._which = Lookup(thresholds, 64)
+        self._counts = self.index.counts[drawn].astype(np.uint64)
+        self._starts = self.index.starts[drawn]
 
     def draw(self, epoch: int, start: int, stop: int) -> NDArray[np.int64]:
         """Draws `start` to `stop - 1` of an epoch: shape (stop - start,), int64 row numbers."""
         words = _words(f"balanced draw {self.seed} {epoch}", 2 * start, 2 * stop)
-        group = self._groups[np.searchsorted(self._thresholds, words[::2], side="right")]
-        inside = _scale(words[1::2], self.index.counts[group].astype(np.uint64))
-        return self.index.order[self.index.starts[group] + inside.astype(np.int64)].astype(np.int64, copy=False)
+        rows = np.empty(stop - start, np.int64)
+        for first in range(0, len(rows), _DRAWS):  # pieces that stay in the processor's cache
+            piece = words[2 * first : 2 * (first + _DRAWS)]
+            group = self._which(piece[::2])
+            inside = _scale(piece[1::2], self._counts[group]).astype(np.int64)
+            rows[first : first + _DRAWS] = self.index.order[self._starts[group] + inside]
+        return rows
 
 
 class EpochSampler:
@@ -167,6 +143,12 @@ class EpochSampler:
         return _permute(np.arange(start, stop, dtype=np.uint64), self.rows, _words(stream, 0, _ROUNDS))
 
 
+def effective_number(shares: NDArray[np.float64]) -> float:
+    """exp(entropy) of shares that sum to 1: how many equal ones would be as diverse."""
+    some = shares[shares > 0]
+    return float(np.exp(-(some * np.log(some)).sum()))
+
+
 @dataclass(frozen=True)
 class SamplingPlan:
     """What an epoch of balanced draws will show, group by group."""
@@ -181,8 +163,7 @@ class SamplingPlan:
     @property
     def effective_groups(self) -> float:
         """exp(entropy) of the expected shares: how many equal groups would be as diverse."""
-        some = self.expected[self.expected > 0]
-        return float(np.exp(-(some * np.log(some)).sum()))
+        return effective_number(self.expected)
 
     def rows(self) -> list[dict[str, Any]]:
         """One dict per group, the largest first, all shares in [0, 1].
@@ -232,10 +213,11 @@ def plan(
     if draws < 1:
         raise ConfigError(f"A plan needs at least one draw, not {draws}.")
     groups, thresholds = _thresholds(expected)
+    which = Lookup(thresholds, 64)
     drawn = np.zeros(len(sizes), np.int64)
-    for start in range(0, draws, _PLAN_CHUNK):
-        words = _words(f"balanced draw {seed} 0", 2 * start, 2 * min(start + _PLAN_CHUNK, draws))[::2]
-        drawn += np.bincount(groups[np.searchsorted(thresholds, words, side="right")], minlength=len(sizes))
+    for start in range(0, draws, _DRAWS):
+        words = _words(f"balanced draw {seed} 0", 2 * start, 2 * min(start + _DRAWS, draws))[::2]
+        drawn += np.bincount(groups[which(words)], minlength=len(sizes))
     labels = tuple(names) if names is not None else tuple(str(g) for g in range(len(sizes)))
     return SamplingPlan(float(gamma), draws, labels, sizes, expected, drawn)
 
@@ -296,17 +278,25 @@ def _permute(positions: NDArray[np.uint64], n: int, keys: NDArray[np.uint64]) ->
     sent on until they fall below (cycle walking), which keeps it a permutation. Not for small n: it reaches too few
     of the permutations there (only even ones, where a and b are odd).
     """
-    a = math.isqrt(n - 1) + 1
-    b = -(-n // a)
+    a, b = np.uint64(math.isqrt(n - 1) + 1), np.uint64(-(-n // (math.isqrt(n - 1) + 1)))
 
     def network(x: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        left, right = np.divmod(x, np.uint64(b))
+        left = x // b
+        right = x - left * b
         for i in range(0, _ROUNDS, 2):
-            left = (left + _scale(_mix(right ^ keys[i]), np.uint64(a))) % np.uint64(a)
-            right = (right + _scale(_mix(left ^ keys[i + 1]), np.uint64(b))) % np.uint64(b)
-        return left * np.uint64(b) + right
+            left = _wrapped(left + _scale(_mix(right ^ keys[i]), a), a)
+            right = _wrapped(right + _scale(_mix(left ^ keys[i + 1]), b), b)
+        return left * b + right
 
-    out = network(positions)
-    while (beyond := np.flatnonzero(out >= n)).size:
-        out[beyond] = network(out[beyond])
-    return out.astype(np.int64)
+    out = np.empty(len(positions), np.int64)
+    for start in range(0, len(positions), _DRAWS):  # pieces that stay in the processor's cache
+        piece = network(positions[start : start + _DRAWS])
+        while (beyond := np.flatnonzero(piece >= n)).size:
+            piece[beyond] = network(piece[beyond])
+        out[start : start + _DRAWS] = piece
+    return out
+
+
+def _wrapped(x: NDArray[np.uint64], n: np.uint64) -> NDArray[np.uint64]:
+    """x mod n for x below 2·n: where x is less than n, x − n wraps round to a huge number."""
+    return np.minimum(x, x - n)

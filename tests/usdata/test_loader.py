@@ -19,6 +19,7 @@ import torch
 from fakes.shards import FakeShards, make_shards
 
 from usdata import png
+from usdata.batch import to_device
 from usdata.errors import ConfigError, LakeError
 from usdata.loader import Loader, ShardIndex, read_batch
 from usdata.reader import ShardReader
@@ -180,57 +181,6 @@ def test_rare_organs_come_more_often_than_in_the_data(fake: FakeShards) -> None:
 # --- stopping and going on -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("gamma", [0.5, None])
-@pytest.mark.parametrize(("before", "after"), [(0, 2), (2, 0), (3, 1)])
-def test_after_any_batch_a_new_loader_goes_on(fake: FakeShards, gamma: float | None, before: int, after: int) -> None:
-    settings: dict[str, Any] = {"gamma": gamma, "batch_size": 15}
-    reference = a_loader(fake, **settings)
-    expected = ids_of(reference) + ids_of(reference)
-    for stop in range(9):
-        loader = a_loader(fake, workers=before, **settings)
-        seen: list[list[str]] = []
-        states = [loader.state_dict()]
-        while len(seen) < 8:
-            for batch in loader:
-                seen.append(batch["sample_id"])
-                states.append(loader.state_dict())
-        assert seen == expected
-        resumed = a_loader(fake, workers=after, **settings)
-        resumed.load_state_dict(json.loads(json.dumps(states[stop])))
-        rest: list[list[str]] = []
-        while len(rest) < 8 - stop:
-            rest += ids_of(resumed)
-        assert rest[: 8 - stop] == expected[stop:]
-
-
-IN_A_NEW_PROCESS = """
-import json, sys
-from pathlib import Path
-from fakes.shards import make_shards
-from usdata.loader import Loader
-
-fake = make_shards(Path(sys.argv[1]))
-settings = {"batch_size": 8, "seed": 5, "columns": ("sample_id",), "fingerprint": "abc"}
-loader = Loader(fake.index, fake.codes, workers=1, **settings)
-loader.load_state_dict(json.loads(sys.argv[2]))
-print(json.dumps([batch["sample_id"] for batch in loader]))
-"""
-
-
-def test_a_new_process_with_other_workers_goes_on(fake: FakeShards, tmp_path: Path) -> None:
-    loader = a_loader(fake, workers=2, seed=5)
-    batches = iter(loader)
-    for _ in range(3):
-        next(batches)
-    state = loader.state_dict()
-    rest = [batch["sample_id"] for batch in batches]
-    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
-    arguments = [sys.executable, "-c", IN_A_NEW_PROCESS, str(tmp_path), json.dumps(state)]
-    done = subprocess.run(arguments, env=env, capture_output=True, text=True, check=True, timeout=120)
-    assert len(rest) == 5
-    assert json.loads(done.stdout) == rest
-
-
 def test_a_state_is_small_and_counts_only_what_was_delivered(fake: FakeShards) -> None:
     loader = a_loader(fake, workers=3)
     batches = iter(loader)
@@ -289,76 +239,6 @@ def test_a_state_loaded_after_the_last_batch_is_not_advanced_by_the_old_loop(fak
     assert loader.state_dict()["epoch"] == loader.epoch == 0
 
 
-def test_a_state_fits_ranks_that_share_the_same_global_batch(fake: FakeShards) -> None:
-    whole = a_loader(fake, batch_size=12)
-    batches = iter(whole)
-    next(batches)
-    state = whole.state_dict()
-    expected = [batch["sample_id"] for batch in batches]
-    parts = []
-    for rank in range(3):
-        part = a_loader(fake, batch_size=4, rank=rank, world=3)
-        part.load_state_dict(state)
-        parts.append(ids_of(part))
-    assert [joined(batch) for batch in zip(*parts, strict=True)] == expected
-
-
-@pytest.mark.parametrize(
-    ("changed", "word"),
-    [
-        ({"seed": 1}, "seed was 0, is 1"),
-        ({"gamma": 0.0}, "gamma was 0.5, is 0.0"),
-        ({"gamma": None}, "gamma was 0.5, is None"),
-        ({"by": "view"}, "by was organ, is view"),
-        ({"batch_size": 4}, "batch_size · world was 8, is 4"),
-        ({"world": 2}, "batch_size · world was 8, is 16"),
-        ({"epoch_size": 40}, "epoch_size was 57, is 40"),
-        ({"drop_last": True}, "drop_last was False, is True"),
-        ({"fingerprint": "other"}, "fingerprint was abc, is other"),
-    ],
-)
-def test_a_state_of_other_draws_is_refused_with_the_reason(
-    fake: FakeShards, changed: dict[str, Any], word: str
-) -> None:
-    state = a_loader(fake).state_dict()
-    other = a_loader(fake, **changed)
-    with pytest.raises(ConfigError) as caught:
-        other.load_state_dict(state)
-    assert word in str(caught.value)
-    assert (other.epoch, other.state_dict()["batch"]) == (0, 0)
-
-
-def test_a_state_is_refused_when_images_lie_elsewhere_or_have_other_groups(fake: FakeShards, tmp_path: Path) -> None:
-    state = a_loader(fake).state_dict()
-    moved = make_shards(tmp_path, per_shard=20)
-    with pytest.raises(ConfigError, match="layout was"):
-        a_loader(moved).load_state_dict(state)
-    with pytest.raises(ConfigError, match="layout was"):
-        Loader(fake.index, fake.codes[::-1].copy(), batch_size=8, fingerprint="abc").load_state_dict(state)
-    a_loader(make_shards(tmp_path / "copy")).load_state_dict(state)  # the same lake in another folder
-
-
-@pytest.mark.parametrize(
-    ("change", "word"),
-    [
-        (lambda s: s.clear(), "no state of a loader: it has no batch"),
-        (lambda s: s.pop("seed"), "it has no seed"),
-        (lambda s: s.update(format=99), "format 99"),
-        (lambda s: s.update(epoch="1"), "epoch is '1'"),
-        (lambda s: s.update(world=None), "world is None"),
-        (lambda s: s.update(batch=8), "batch 8 of epoch 0"),
-        (lambda s: s.update(epoch=-1), "epoch -1"),
-    ],
-)
-def test_a_damaged_state_is_refused(fake: FakeShards, change: Callable[[dict[str, Any]], None], word: str) -> None:
-    loader = a_loader(fake)
-    state = loader.state_dict()
-    change(state)
-    with pytest.raises(ConfigError) as caught:
-        loader.load_state_dict(state)
-    assert word in str(caught.value)
-
-
 # --- damage ----------------------------------------------------------------------------------------------------------
 
 
@@ -384,10 +264,10 @@ def other_png(_: FakeShards, path: Path, at: int) -> None:
 
 DAMAGE: dict[str, tuple[Callable[[FakeShards, Path, int], object], str]] = {
     "missing": (lambda _, path, at: path.unlink(), "The shard is missing"),
-    "empty": (lambda _, path, at: path.write_bytes(b""), "can't be read"),
+    "empty": (lambda _, path, at: path.write_bytes(b""), "The shard ends before the image"),
     "cut inside the image": (lambda _, path, at: os.truncate(path, at + 60_000), "The shard ends before the image"),
     "cut before the image": (lambda _, path, at: os.truncate(path, at - 512), "The shard ends before the image"),
-    "cut after one byte": (lambda _, path, at: os.truncate(path, at + 1), "not a canonical PNG"),
+    "cut after one byte": (lambda _, path, at: os.truncate(path, at + 1), "The shard ends before the image"),
     "signature": (lambda _, path, at: flip(path, at + 1), "not a canonical PNG"),
     "second block": (lambda _, path, at: flip(path, at + png.SECOND - 3), "not a canonical PNG"),
     "another writer's PNG": (other_png, "not a canonical PNG"),
@@ -431,13 +311,6 @@ def test_a_mask_that_is_no_mask_is_named(tmp_path: Path, data: bytes) -> None:
     put(fake.path(0), int(fake.index.mask_offset[0]), data or b"\0")
     with pytest.raises(LakeError, match=f"byte {fake.index.mask_offset[0]}: The mask"):
         read_batch(fake.index, np.array([0, 1]), mask=True)
-
-
-def test_few_open_shards_give_the_same_images(fake: FakeShards) -> None:
-    reader = ShardReader(fake.index, most_shards=1)
-    rows = np.random.default_rng(0).integers(0, 57, 300)  # more than one stretch
-    assert np.array_equal(reader.images(rows), fake.images[rows])
-    assert len(reader._maps) == 1
 
 
 # --- wrong settings --------------------------------------------------------------------------------------------------
@@ -504,3 +377,34 @@ def test_an_index_that_contradicts_itself_is_refused(parts: dict[str, Any]) -> N
 def test_reading_and_sampling_do_not_import_torch() -> None:
     code = "import sys, usdata.reader, usdata.sampling, usdata.png; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# --- to a GPU --------------------------------------------------------------------------------------------------------
+
+
+def test_a_batch_goes_to_another_device_with_its_memory_as_it_lies(fake: FakeShards) -> None:
+    images = read_batch(fake.index, np.arange(12))["image"]
+    for part in (images, images[4:8], images[11:]):
+        sent = to_device(part, torch.device("meta"))  # has shapes and strides, but no memory
+        assert (sent.shape, sent.stride(), sent.device.type) == (part.shape, part.stride(), "meta")
+        assert sent.untyped_storage().nbytes() == len(part) * png.PITCH
+
+
+def test_a_batch_of_another_kind_goes_to_a_device_as_torch_does_it(fake: FakeShards) -> None:
+    images = read_batch(fake.index, np.arange(3))["image"].contiguous()
+    sent = to_device(images, torch.device("meta"))
+    assert sent.shape == images.shape
+    assert sent.is_contiguous()
+
+
+def test_a_batch_that_is_there_already_is_not_copied(fake: FakeShards) -> None:
+    images = read_batch(fake.index, np.arange(3))["image"]
+    assert to_device(images, torch.device("cpu")) is images
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_pinned_batches_arrive_on_the_gpu_whole(fake: FakeShards) -> None:
+    for batch in Loader(fake.index, fake.codes, batch_size=8, gamma=None, columns=("width",)):
+        assert batch["image"].is_pinned()
+        sent = to_device(batch["image"], torch.device("cuda"))
+        assert np.array_equal(sent[:, 0].cpu().numpy(), fake.images[batch["width"].numpy()])

@@ -2,6 +2,8 @@
 
 import math
 from collections import Counter
+from dataclasses import dataclass
+from fractions import Fraction
 from itertools import pairwise
 
 import numpy as np
@@ -11,25 +13,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import stats
 
-from usdata import sampling
+from usdata import group_index, sampling
 from usdata.errors import ConfigError
-from usdata.sampling import BalancedSampler, EpochSampler, GroupIndex, group_probabilities, plan, sampling_plan
+from usdata.group_index import GroupIndex, Lookup, Runs
+from usdata.sampling import BalancedSampler, EpochSampler, group_probabilities
 from usdata.schema import taxonomy
 
 USFM = taxonomy()["usfm12_images_in_3m_us"]  # organ -> images, the largest first
-# Percentages, and draws of one image in an epoch of 2,187,915: N^γ / Σ N^γ for the counts of USFM's Fig. 3.
-USFM_PERCENT = {
-    1.0: [91.743, 3.288, 0.932, 0.847, 0.579, 0.571, 0.509, 0.479, 0.411, 0.385, 0.185, 0.071],
-    0.5: [52.751, 9.986, 5.316, 5.069, 4.192, 4.162, 3.930, 3.811, 3.530, 3.418, 2.372, 1.464],
-    0.0: [8.333] * 12,
-    -0.5: [0.596, 3.148, 5.913, 6.201, 7.499, 7.554, 7.998, 8.250, 8.906, 9.198, 13.256, 21.480],
-}
-USFM_REPEATS = {
-    0.5: [0.575, 3.04, 5.71, 5.98, 7.24, 7.29, 7.72, 7.96, 8.59, 8.87, 12.79, 20.73],
-    0.0: [0.09, 2.53, 8.94, 9.84, 14.38, 14.59, 16.36, 17.41, 20.29, 21.64, 44.94, 118.01],
-    -0.5: [0.01, 0.96, 6.35, 7.32, 12.94, 13.23, 15.70, 17.23, 21.68, 23.88, 71.49, 304.19],
-}
-USFM_EFFECTIVE = {1.0: 1.57, 0.5: 5.90, 0.0: 12.00, -0.5: 10.07}
 
 
 def codes_of(*counts: int) -> NDArray[np.int16]:
@@ -74,24 +64,6 @@ def test_impossible_groups_and_gammas_are_refused(counts: list[int], gamma: floa
         group_probabilities(counts, gamma)
 
 
-@pytest.mark.parametrize("gamma", [1.0, 0.5, 0.0, -0.5])
-def test_the_twelve_organs_of_usfm_get_the_shares_of_the_table(gamma: float) -> None:
-    result = plan(list(USFM.values()), gamma, names=list(USFM))
-    assert result.draws == 2_187_915
-    rows = result.rows()
-    assert [row["group"] for row in rows] == list(USFM)
-    assert [round(100 * row["expected"], 3) for row in rows] == USFM_PERCENT[gamma]
-    assert round(result.effective_groups, 2) == USFM_EFFECTIVE[gamma]
-    if gamma in USFM_REPEATS:
-        assert [row["repeats"] for row in rows] == pytest.approx(USFM_REPEATS[gamma], abs=0.0051)
-    assert p_value(result.drawn, result.expected) > 1e-4
-
-
-def test_a_plan_tells_how_many_breast_images_an_epoch_shows() -> None:
-    seen = {g: plan(list(USFM.values()), g).rows()[0]["seen"] for g in (1.0, 0.5, 0.0, -0.5)}
-    assert [round(100 * seen[g], 1) for g in (1.0, 0.5, 0.0, -0.5)] == [63.2, 43.7, 8.7, 0.6]
-
-
 # --- balanced draws ----------------------------------------------------------------------------------------------
 
 
@@ -105,15 +77,47 @@ def test_a_million_draws_follow_the_shares_and_are_uniform_inside_groups(gamma: 
     assert p_value(np.bincount(rows, minlength=1000), each) > 1e-4
 
 
-@pytest.mark.study
-@pytest.mark.parametrize("gamma", [1.0, 0.5, 0.0, -0.5])
-def test_ten_million_draws_from_usfms_2187915_images_follow_the_shares(gamma: float) -> None:
+@dataclass(frozen=True)
+class Drawn:
+    """Ten million draws from USFM's 2,187,915 images: the group of each, and its place inside the group in [0, 1)."""
+
+    sampler: BalancedSampler
+    group: NDArray[np.int64]
+    inside: NDArray[np.float64]
+
+
+@pytest.fixture(scope="module", params=[1.0, 0.5, 0.0, -0.5])
+def drawn(request: pytest.FixtureRequest) -> Drawn:
     codes = np.repeat(np.arange(12), list(USFM.values()))
-    sampler = BalancedSampler(codes, gamma, seed=0)
+    sampler = BalancedSampler(codes, request.param, seed=0)
     rows = sampler.draw(0, 0, 10_000_000)
-    assert p_value(np.bincount(codes[rows], minlength=12), sampler.probabilities) > 1e-3
-    muscle = rows[codes[rows] == 11] - int(sampler.index.starts[11])
-    assert p_value(np.bincount(muscle, minlength=1545), np.full(1545, 1 / 1545)) > 1e-3
+    group = codes[rows]
+    index = sampler.index
+    return Drawn(sampler, group, (rows - index.starts[group]) / index.counts[group])
+
+
+def test_ten_million_draws_follow_the_shares(drawn: Drawn) -> None:
+    assert p_value(np.bincount(drawn.group, minlength=12), drawn.sampler.probabilities) > 1e-4
+
+
+def test_ten_million_draws_are_uniform_inside_each_group(drawn: Drawn) -> None:
+    stretch = (drawn.inside * 50).astype(np.int64)  # the smallest group has 1,545 images
+    for g, images in enumerate(USFM.values()):
+        sizes = np.bincount(np.arange(images) * 50 // images)
+        assert p_value(np.bincount(stretch[drawn.group == g], minlength=50), sizes / images) > 1e-4
+
+
+@pytest.mark.parametrize("lag", [1, 2, 3, 4, 256])  # four words make one tick of the generator: two draws
+def test_one_draw_tells_nothing_about_a_later_one(drawn: Drawn, lag: int) -> None:
+    shares = drawn.sampler.probabilities
+    place = (drawn.inside * 10).astype(np.int64)
+    known = np.bincount(place) / len(place)
+    for start in (0, lag):
+        n = (len(place) - start) // (2 * lag) * 2 * lag
+        for what, expected in ((drawn.group, shares), (place, known)):
+            one, other = np.moveaxis(what[start : start + n].reshape(-1, 2, lag), 1, 0)  # no draw is in two pairs
+            pairs = np.bincount((len(expected) * one + other).ravel(), minlength=len(expected) ** 2)
+            assert p_value(pairs, np.outer(expected, expected).ravel()) > 1e-4
 
 
 def test_an_image_of_a_rare_organ_is_drawn_more_often() -> None:
@@ -155,6 +159,17 @@ def test_a_group_owns_exactly_its_share_of_the_64_bit_words() -> None:
     assert all(abs(int(word) - 2**64 * (i + 1) // 3) < 2**12 for i, word in enumerate(third))
 
 
+@given(st.lists(st.integers(1, 10**9), min_size=1, max_size=60), st.sampled_from([1, 0, 2]))
+@settings(deadline=None)
+def test_shares_are_right_to_one_part_in_2_to_the_45(counts: list[int], gamma: int) -> None:
+    groups, thresholds = sampling._thresholds(group_probabilities(counts, float(gamma)))
+    words = np.diff([0, *(int(word) for word in thresholds), 2**64])  # whole numbers of Python's, exact
+    total = sum(n**gamma for n in counts)
+    for g, owned in zip(groups.tolist(), words.tolist(), strict=True):
+        share = Fraction(counts[g] ** gamma, total)
+        assert abs(Fraction(owned, 2**64) - share) <= share / 2**45 + Fraction(1, 2**64)
+
+
 def test_groups_beyond_16_bits_are_drawn_too() -> None:
     codes = np.arange(70_000, dtype=np.int32) // 2
     sampler = BalancedSampler(codes, 0.0, 0)
@@ -169,11 +184,72 @@ def test_a_vanishing_group_is_never_drawn_and_breaks_nothing() -> None:
     assert codes[BalancedSampler(codes, -40.0, 0).draw(0, 0, 10_000)].all()
 
 
+# --- the index of groups -----------------------------------------------------------------------------------------
+
+
 def test_the_order_holds_each_row_once_in_four_bytes() -> None:
     index = GroupIndex.of(codes_of(500, 0, 30))
-    assert index.order.dtype == np.int32
-    assert sorted(index.order.tolist()) == list(range(530))
+    assert isinstance(index.order, np.ndarray) and index.order.dtype == np.int32
+    assert sorted(index.order.tolist()) == list(range(530)) and len(index) == 530
     assert index.counts.tolist() == [500, 0, 30] and index.starts.tolist() == [0, 500, 500]
+
+
+def test_groups_that_lie_together_need_next_to_no_memory() -> None:
+    codes = np.repeat(np.array([2, 0, 1, 0], np.int16), [700, 1000, 5000, 3])
+    index = GroupIndex.of(codes)
+    assert isinstance(index.order, Runs)
+    assert index.order.first.tolist() == [700, 6700, 1700, 0]  # of group 0: twice, then 1 and 2
+    assert index.order.length.tolist() == [1000, 3, 5000, 700]
+    assert index.counts.tolist() == [1003, 5000, 700] and len(index) == 6703
+    assert index.order[np.array([0, 999, 1000, 1002, 1003, 6702])].tolist() == [700, 1699, 6700, 6702, 1700, 699]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 5000)), min_size=1, max_size=8), st.integers(1, 3000))
+@settings(deadline=None)
+def test_runs_and_the_written_out_order_draw_the_same(runs: list[tuple[int, int]], chunk: int) -> None:
+    codes = np.repeat([g for g, _ in runs], [n for _, n in runs])
+    indexes = []
+    for rows_per_run in (1, len(codes) + 1):  # runs whenever there are any; never
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(group_index, "_ROWS_PER_RUN", rows_per_run)
+            patch.setattr(group_index, "_CHUNK", chunk)
+            indexes.append(GroupIndex.of(codes))
+    short, long = indexes
+    assert isinstance(short.order, Runs) and isinstance(long.order, np.ndarray)
+    assert np.array_equal(long.order, np.argsort(codes, kind="stable"))
+    assert np.array_equal(short.order[np.arange(len(codes))], long.order)
+    assert np.array_equal(short.counts, long.counts) and np.array_equal(short.starts, long.starts)
+    one, other = (BalancedSampler(index, 0.5, 3).draw(1, 10, 5000) for index in indexes)
+    assert np.array_equal(one, other)
+
+
+@given(st.lists(st.integers(0, 40), min_size=1, max_size=300), st.integers(1, 50))
+@settings(deadline=None)
+def test_an_order_made_in_pieces_is_the_stable_sort(codes: list[int], chunk: int) -> None:
+    for dtype in (np.int64, np.uint8):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(group_index, "_CHUNK", chunk)
+            index = GroupIndex.of(np.array(codes, dtype))
+        rows = index.order[np.arange(len(codes))]
+        assert np.array_equal(rows, np.argsort(codes, kind="stable"))
+        assert np.array_equal(index.counts, np.bincount(codes))
+
+
+@given(st.integers(1, 64), st.data())
+@settings(deadline=None)
+def test_a_lookup_finds_what_a_search_finds(bits: int, data: st.DataObject) -> None:
+    words = st.integers(0, 2**bits - 1)
+    edges = np.array(sorted(data.draw(st.lists(words, max_size=40))), np.uint64)
+    asked = [*data.draw(st.lists(words, max_size=40)), 0, 2**bits - 1]
+    near = [int(e) + d for e in edges for d in (-1, 0, 1) if 0 <= int(e) + d < 2**bits]
+    values = np.array(asked + near, np.uint64)
+    assert np.array_equal(Lookup(edges, bits)(values), np.searchsorted(edges, values, side="right"))
+
+
+def test_the_digest_tells_groups_apart_that_list_the_same_rows_in_the_same_order() -> None:
+    digests = [GroupIndex.of(np.repeat([0, 1], sizes)).digest for sizes in ([2, 1], [1, 2], [1000, 2000], [2000, 1000])]
+    assert len(set(digests)) == 4
+    assert GroupIndex.of(np.array([0, 0, 1], np.int64)).digest == GroupIndex.of(np.array([0, 0, 1], np.int8)).digest
 
 
 @pytest.mark.parametrize(
@@ -195,9 +271,13 @@ def test_an_impossible_stretch_of_draws_is_refused(start: int, stop: int) -> Non
 
 # --- epochs without replacement ------------------------------------------------------------------------------------
 
+# Small sets are shuffled by sorting, longer ones by a keyed permutation: sizes on both sides, squares, primes.
+ROWS = st.integers(1, 5000) | st.sampled_from([1024, 1025, 1089, 4096, 9973, 65_536, 65_537, 99_856, 200_003])
+SEEDS = st.integers(-(2**40), 2**40)
 
-@given(st.integers(1, 5000), st.integers(-(2**40), 2**40), st.integers(0, 5))
-@settings(deadline=None, max_examples=50)
+
+@given(ROWS, SEEDS, st.integers(0, 2**40))
+@settings(deadline=None, max_examples=60)
 def test_an_epoch_shows_each_image_once(rows: int, seed: int, epoch: int) -> None:
     assert np.array_equal(np.sort(EpochSampler(rows, seed).draw(epoch, 0, rows)), np.arange(rows))
 
@@ -207,6 +287,16 @@ def test_sub_epochs_share_out_one_pass() -> None:
     stretch = np.concatenate([sampler.draw(e, 0, 300) for e in range(10)])
     assert all(np.array_equal(np.sort(part), np.arange(1000)) for part in stretch.reshape(3, 1000))
     assert np.array_equal(stretch[:1000], EpochSampler(1000, 0).draw(0, 0, 1000))
+
+
+@given(st.integers(1, 3000), SEEDS, st.integers(1, 7000))
+@settings(deadline=None, max_examples=60)
+def test_epochs_of_any_length_cut_the_same_passes(rows: int, seed: int, epoch_size: int) -> None:
+    sampler, whole = EpochSampler(rows, seed, epoch_size), EpochSampler(rows, seed)
+    epochs = min(12, -(-3 * rows // epoch_size))
+    cut = np.concatenate([sampler.draw(e, 0, epoch_size) for e in range(epochs)])
+    passes = np.concatenate([whole.draw(e, 0, rows) for e in range(-(-len(cut) // rows))])
+    assert np.array_equal(cut, passes[: len(cut)])
 
 
 def test_all_orders_of_four_images_come_equally_often() -> None:
@@ -223,32 +313,47 @@ def test_in_a_long_pass_neither_places_nor_neighbours_tell_anything() -> None:
     assert stats.chisquare(np.bincount(steps, minlength=n)[1:]).pvalue > 1e-4
 
 
+def grid_p_value(one: NDArray[np.int64], other: NDArray[np.int64], n: int) -> float:
+    """Whether permutations of n that stand side by side, (passes, n) each, fill a grid of 25 x 25 evenly."""
+    cells = np.bincount((one * 25 // n * 25 + other * 25 // n).ravel(), minlength=625)
+    sizes = np.bincount(np.arange(n) * 25 // n)
+    expected = np.outer(sizes, sizes).ravel() / n * len(one)
+    statistic = ((cells - expected) ** 2 / expected).sum() * (n - 1) / n  # each pass fills each row of the grid exactly
+    return float(stats.chi2.sf(statistic, 24 * 24))
+
+
+@pytest.mark.parametrize("rows", [1000, 1025, 4096])
+def test_every_image_comes_at_every_place_and_no_pass_tells_about_the_next(rows: int) -> None:
+    sampler = EpochSampler(rows, 11)
+    passes = np.stack([sampler.draw(e, 0, rows) for e in range(1001)])
+    places = np.broadcast_to(np.arange(rows), passes.shape)
+    assert grid_p_value(places, passes, rows) > 1e-4
+    assert grid_p_value(passes[:-1:2], passes[1::2], rows) > 1e-4
+    other_seed = np.stack([EpochSampler(rows, 12).draw(e, 0, rows) for e in range(1001)])
+    assert grid_p_value(passes, other_seed, rows) > 1e-4
+    same = (passes[:-1] == passes[1:]).sum(axis=1)  # one image, on average, comes at the same place as before
+    assert stats.chisquare(np.bincount(same.clip(0, 4), minlength=5), POISSON_1 * len(same)).pvalue > 1e-4
+
+
+POISSON_1 = np.append(stats.poisson.pmf(range(4), 1), stats.poisson.sf(3, 1))
+
+
+@given(st.integers(1, 2**32 - 1), st.data())
+@settings(deadline=None)
+def test_each_value_owns_its_share_of_the_words_but_for_one(n: int, data: st.DataObject) -> None:
+    value = data.draw(st.integers(0, n - 1))
+    first = -(-value * 2**64 // n)  # so the value owns floor or ceil of 2^64 / n words: a bias below n / 2^64
+    words = np.array([first] + [first - 1] * (value > 0), np.uint64)
+    assert sampling._scale(words, np.uint64(n)).tolist() == [value] + [value - 1] * (value > 0)
+
+
+def test_a_position_deep_in_the_thousandth_epoch_needs_nothing_before_it() -> None:
+    sampler = EpochSampler(10**8, 0)
+    assert sampler.draw(999, 99_999_999, 100_000_000).shape == (1,)
+    assert len(np.unique(sampler.draw(999, 50_000_000, 50_100_000))) == 100_000
+
+
 @pytest.mark.parametrize(("rows", "epoch_size"), [(0, None), (5, 0), (5, -3)])
 def test_a_pass_over_nothing_is_refused(rows: int, epoch_size: int | None) -> None:
     with pytest.raises(ConfigError):
         EpochSampler(rows, 0, epoch_size)
-
-
-# --- plans -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_plan_counts_the_very_draws_that_the_sampler_makes() -> None:
-    codes = codes_of(300, 20, 80)
-    result = sampling_plan(codes, ["a", "b", "c"], gamma=0.5, draws=5000, seed=7)
-    drawn = codes[BalancedSampler(codes, 0.5, 7).draw(0, 0, 5000)]
-    assert result.drawn.tolist() == np.bincount(drawn).tolist()
-    assert [row["group"] for row in result.rows()] == ["a", "c", "b"]
-    assert sum(row["drawn"] for row in result.rows()) == pytest.approx(1)
-
-
-def test_a_plan_names_empty_groups_and_a_lone_image() -> None:
-    rows = plan([1, 0], 0.5, draws=10, names=["one", "none"]).rows()
-    assert rows[0] == {
-        "group": "one", "images": 1, "share": 1.0, "expected": 1.0, "drawn": 1.0, "repeats": 10.0, "seen": 1.0,
-    }  # fmt: skip
-    assert rows[1]["repeats"] == rows[1]["drawn"] == rows[1]["seen"] == 0
-
-
-def test_a_plan_without_draws_is_refused() -> None:
-    with pytest.raises(ConfigError, match="at least one draw"):
-        plan([3], 0.5, draws=0)
