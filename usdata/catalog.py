@@ -3,213 +3,375 @@
 Parquet is the source of truth. A connection lives in memory and is locked down before a user's text reaches it: it may
 read exactly the lake's Parquet files, can't write, attach, install or change a setting. It holds views only: there is
 no table that a query could change.
+
+A lake keeps its connection, with the feet of the Parquet files read, for as long as no file of the catalog changes; so
+a question costs its own time and no more (`Lake.catalog`).
 """
 
+import os
+import re
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from usdata.errors import LakeError, QueryError
-from usdata.files import file_stamp, replacing, sync_folder
+from usdata.files import Stamp, file_stamp, sync_folder
 from usdata.lake import Lake
-from usdata.schema import DUPLICATES, QUARANTINE, SAMPLES, SPLITS, plain_type, taxonomy
+from usdata.parts import (
+    Part,
+    are_ordered,
+    canonical,
+    check_alike,
+    coded,
+    open_part,
+    read_columns,
+    read_part,
+    write_part,
+)
+from usdata.schema import SAMPLES
+from usdata.views import ASKED_FOR, CURATION, all_views, literal, quoted, samples_view
 
-_SQL_TYPES = {
-    pa.string(): "varchar",
-    pa.bool_(): "boolean",
-    pa.int32(): "integer",
-    pa.int64(): "bigint",
-    pa.uint64(): "ubigint",
-    pa.float64(): "double",
-    pa.list_(pa.string()): "varchar[]",
-}
-# The stored image is the crop stretched to 256 x 256, so its spacing differs between the axes.
-_DERIVED = """
-    s.pixel_mm_x * (s.crop_x1 - s.crop_x0) / 256 as stored_mm_x,
-    s.pixel_mm_y * (s.crop_y1 - s.crop_y0) / 256 as stored_mm_y"""
+__all__ = [
+    "Catalog",
+    "CatalogChanged",
+    "ask",
+    "canonical",
+    "duckdb_is_fresh",
+    "read_part",
+    "write_duckdb",
+    "write_part",
+]
 
-
-def write_part(path: Path, table: pa.Table) -> None:
-    """Write a Parquet file whole or not at all; the same table gives the same bytes."""
-    with replacing(path) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=131_072, store_schema=True)
-
-
-def canonical(table: pa.Table, schema: pa.Schema, coded: bool = True) -> pa.Table:
-    """`table` in one chunk with freshly made dictionaries, so that its Parquet bytes depend on its values alone.
-
-    Args:
-        schema: names and order of the columns.
-        coded: False leaves dictionary columns decoded, for joining tables.
-    """
-    plain = pa.schema([pa.field(f.name, plain_type(f)) for f in schema])
-    table = table.select(schema.names).cast(plain).combine_chunks()
-    if not coded:
-        return table
-    columns = [
-        table[f.name].combine_chunks().dictionary_encode() if pa.types.is_dictionary(f.type) else table[f.name]
-        for f in schema
-    ]
-    return pa.Table.from_arrays(columns, schema=schema)
+Answer = TypeVar("Answer")
+# What names a column of curation, or could hide the error that stands in its place.
+_ASKS = re.compile(r'\bsplit\b|\bduplicate_group\b|"group"|\.\s*group\b|\btry\b', re.IGNORECASE)
+_TRIES = 5  # times that data sets may be replaced under a question before it gives up
 
 
-def read_part(path: Path) -> pa.Table:
-    """Read a Parquet file of the lake.
-
-    Raises:
-        LakeError: damaged; the message says how to repair it.
-    """
-    try:
-        return pq.read_table(path, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise LakeError(f"{path} is damaged ({error}).", hint="Repair:  usdata catalog --rebuild") from error
-
-
-def _literal(text: str) -> str:
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _source(files: list[str], schema: pa.Schema) -> str:
-    """A SQL relation over Parquet files, or an empty one with the columns of `schema`."""
-    if files:
-        return f"read_parquet([{', '.join(map(_literal, files))}], union_by_name = true, hive_partitioning = false)"
-    nulls = ", ".join(f'null::{_SQL_TYPES[plain_type(f)]} as "{f.name}"' for f in schema)
-    return f"(select {nulls} where false)"
+class CatalogChanged(LakeError):
+    """A part is no longer the one that was opened."""
 
 
 def _views(lake: Lake, relative: bool) -> dict[str, str]:
-    """Name -> SELECT of each view. Relative paths are for a shell started in the lake's folder."""
-
-    def named(paths: list[Path]) -> list[str]:
-        return [str(p.relative_to(lake.root) if relative else p.absolute()) for p in paths]
-
-    samples = _source(named(lake.catalog_files()), SAMPLES)
-    columns, joins = [f"s.*, {_DERIVED}"], [f"from {samples} s"]
-    for alias, name, schema in (("p", "splits", SPLITS), ("d", "duplicates", DUPLICATES)):
-        path = lake.root / "catalog" / f"{name}.parquet"
-        added = [f.name for f in schema if f.name != "sample_id"]
-        if path.exists():
-            columns += [f'{alias}."{column}"' for column in added]
-            joins.append(f"left join {_source(named([path]), schema)} {alias} using (sample_id)")
-        else:  # curation has not run: no join to pay for
-            columns += [f'null::varchar as "{column}"' for column in added]
-    quarantine = sorted((lake.root / "quarantine").glob("[!.]*.parquet"))
-    return {
-        "samples": f"select {', '.join(columns)} {' '.join(joins)}",
-        "quarantine": f"select * from {_source(named(quarantine), QUARANTINE)}",
-        "organs": _organs(),
-    }
+    """Name -> SELECT of each view."""
+    files = _stamps(lake)
+    return all_views(
+        lake.root, files, samples_view(lake.root, files, _open_parts(lake, files), relative=relative), relative
+    )
 
 
-def _organs() -> str:
-    """SELECT of the taxonomy's organs: organ, organ_group, usfm12, tusa, arl16."""
-    organs: dict[str, Any] = taxonomy()["organs"]
-    columns = ("organ_group", "usfm12", "tusa", "arl16")
-    rows = [[organ, *(row[column] for column in columns)] for organ, row in organs.items()]
-    cells = [", ".join("null" if word is None else _literal(word) for word in row) for row in rows]
-    return f"select * from (values ({'), ('.join(cells)})) organs(organ, {', '.join(columns)})"
+def _stamps(lake: Lake) -> Mapping[Path, Stamp]:
+    """All files of the catalog that are there, with what tells them from others of the same name."""
+    curation = [lake.root / "catalog" / f"{name}.parquet" for name in CURATION]
+    files = [*lake.catalog_files(), *(lake.root / "quarantine").glob("[!.]*.parquet"), *curation]
+    return {path: stamp for path in files if (stamp := file_stamp(path))}
+
+
+def _open_parts(lake: Lake, files: Collection[Path]) -> list[Part]:
+    """The catalog's parts in the order of their data sets' names, which is not that of the paths (`a-b` and `a`)."""
+    folder = lake.root / "catalog" / "samples"
+    places = {path: path.relative_to(folder).parts for path in files if path.is_relative_to(folder)}
+    named = [(place[0].removesuffix(".parquet"), place, path) for path, place in places.items()]
+    return [open_part(path, dataset) for dataset, _, path in sorted(named)]
 
 
 class Catalog:
-    """A locked connection to one state of a lake's catalog; it refuses to answer when another has taken its place."""
+    """A locked connection to one state of a lake's catalog; it refuses to answer when another has taken its place.
+
+    Safe to use from several threads.
+
+    Raises:
+        LakeError: a part is damaged, or has a column of another type than this version's.
+    """
 
     def __init__(self, lake: Lake) -> None:
         self.lake = lake
-        self._con = duckdb.connect()
-        files = [*lake.catalog_files(), *self._curation()]
-        self._state = {path: stamp for path in files if (stamp := file_stamp(path))}
+        self._process = os.getpid()
+        self._files = _stamps(lake)  # all that follows is about these files
+        self._curated = any(lake.root / "catalog" / f"{name}.parquet" in self._files for name in CURATION)
         try:
-            for name, select in _views(lake, relative=False).items():
-                self._con.execute(f"create view {name} as {select}")
+            self.parts = _open_parts(lake, self._files)
+        except FileNotFoundError:
+            self.check_unchanged()
+            raise
+        self._plain = self._connect(curated=False)
+
+    def _connect(self, curated: bool) -> duckdb.DuckDBPyConnection:
+        """A locked connection with the views; see `_samples` for `curated`."""
+        con = duckdb.connect()
+        samples = samples_view(self.lake.root, self._files, self.parts, curated=curated)
+        try:
+            con.execute("select 1")  # loads the Parquet reader, which knows the next setting
+            con.execute("set global parquet_metadata_cache = true")
+            for name, select in all_views(self.lake.root, self._files, samples).items():
+                con.execute(f"create view {name} as {select}")
         except duckdb.Error as error:
             self.check_unchanged()
             raise LakeError(
-                f"The catalog of {lake.root} can't be read ({_first_line(error)}).",
-                hint=f"Repair:  usdata catalog --rebuild --lake {lake.root}",
+                f"The catalog of {self.lake.root} can't be read ({_first_line(error)}).",
+                hint=f"Repair:  usdata catalog --rebuild --lake {self.lake.root}",
             ) from error
-        self._lock()
+        self.check_unchanged()
+        con.execute(f"set allowed_paths = [{', '.join(literal(str(path)) for path in self._files)}]")
+        con.execute("set temp_directory = ''")  # no spill files: a query writes nothing
+        con.execute("set autoinstall_known_extensions = false")
+        con.execute("set autoload_known_extensions = false")
+        con.execute("set enable_external_access = false")
+        con.execute("set lock_configuration = true")
+        return con
 
-    def _curation(self) -> list[Path]:
-        return [self.lake.root / "catalog" / f"{name}.parquet" for name in ("splits", "duplicates")]
+    @cached_property
+    def _joined(self) -> duckdb.DuckDBPyConnection:
+        return self._connect(curated=True)
+
+    def is_current(self) -> bool:
+        """Whether no file of the catalog came, went or changed since (and no fork took duckdb's threads away)."""
+        return self._process == os.getpid() and self._files == _stamps(self.lake)
 
     def check_unchanged(self) -> None:
-        """Raise a LakeError if a part is no longer the one that was opened: rows of two states must not mix."""
-        if any(file_stamp(path) != stamp for path, stamp in self._state.items()):
-            raise LakeError(
+        """Raise CatalogChanged if a part is no longer the one that was opened: rows of two states must not mix."""
+        if any(file_stamp(path) != stamp for path, stamp in self._files.items()):
+            raise CatalogChanged(
                 f"The catalog of {self.lake.root} changed after it was opened: data was ingested meanwhile.",
                 step="query",
                 hint="Open the lake and the cohort again, when the ingest has ended.",
             )
 
-    def _lock(self) -> None:
-        files = [*self.lake.catalog_files(), *(self.lake.root / "quarantine").glob("[!.]*.parquet")]
-        files += self._curation()
-        allowed = ", ".join(_literal(str(p.absolute())) for p in files)
-        self._con.execute(f"set allowed_paths = [{allowed}]")
-        self._con.execute("set temp_directory = ''")  # no spill files: a query writes nothing
-        self._con.execute("set autoinstall_known_extensions = false")
-        self._con.execute("set autoload_known_extensions = false")
-        self._con.execute("set enable_external_access = false")
-        self._con.execute("set lock_configuration = true")
-
-    def query(self, sql: str) -> pa.Table:
+    def query(self, sql: str, timeout: float | None = None) -> pa.Table:
         """The result of one SELECT statement; a second column of one name gets the suffix `_1`, as in duckdb's joins.
+
+        Args:
+            timeout: seconds after which the query is given up.
 
         Raises:
             QueryError: see `Lake.sql`.
-            LakeError: the catalog was replaced meanwhile.
+            CatalogChanged: the catalog was replaced meanwhile.
         """
-        _refuse_half_characters(sql)
-        try:
-            kinds = self._kinds(sql)
-            if kinds != ["SELECT"]:
-                raise QueryError(
-                    f"Only one SELECT is allowed, not {', '.join(kinds) or 'an empty query'}.",
-                    hint='For example:  usdata sql "select organ, count(*) from samples group by all"',
-                )
-            table = self._con.sql(sql).to_arrow_table()
-        except duckdb.Error as error:
-            self.check_unchanged()
-            raise _refusal(error) from error
+        table = self._ask(sql, lambda con, _: _answer(con, sql), timeout)
         return table.rename_columns(_distinct(table.column_names))
 
-    def _kinds(self, sql: str) -> list[str]:
-        """The kind of each statement: SELECT, DROP, ..."""
-        statements = self._con.extract_statements(sql)
-        try:
-            return [statement.type.name for statement in statements]
-        except ValueError:  # duckdb's Python side lacks words for some of its statements
-            return ["a statement of another kind"]
-
-    def select(self, condition: str, columns: list[str]) -> pa.Table:
-        """`columns` of the samples for which a boolean expression holds, in the order dataset, shard, offset.
+    def _ask(
+        self, text: str, question: Callable[[duckdb.DuckDBPyConnection, bool], Answer], timeout: float | None = None
+    ) -> Answer:
+        """The answer of a cursor without curation's columns or, if the text asks for them, of one with them.
 
         Raises:
-            QueryError: the condition is no single boolean expression, or a column is unknown.
-            LakeError: the catalog was replaced after this connection was opened.
+            QueryError: duckdb refused it, or out of time.
+            CatalogChanged: the catalog was replaced after this connection was opened.
         """
-        _refuse_half_characters(condition)
-        wanted = ", ".join('"' + column.replace('"', '""') + '"' for column in columns)
+        _refuse_half_characters(text)
+        end = None if timeout is None else time.monotonic() + timeout
+        curated = self._curated and _ASKS.search(text) is not None
         try:
-            samples = self._con.sql("from samples")
-            chosen = samples.filter(condition)  # which takes any number but 0 for true
-            if (kind := str(samples.project(condition).types[0])) != "BOOLEAN":
-                raise QueryError(
-                    f"The condition {condition!r} is {kind}, not true or false.", hint="For example:  organ = 'breast'"
-                )
-            table = chosen.order('dataset, shard, "offset"').project(wanted).to_arrow_table()
+            try:
+                answer = _within(self._joined if curated else self._plain, end, lambda con: question(con, curated))
+            except duckdb.Error as error:
+                if curated or ASKED_FOR not in str(error):
+                    raise
+                answer = _within(self._joined, end, lambda con: question(con, True))
+        except duckdb.InterruptException as error:
+            raise QueryError(
+                f"The query was given up after {timeout:g} s." if timeout is not None else "The query was interrupted.",
+                hint="Ask for less, or give it more time (timeout).",
+            ) from error
         except duckdb.Error as error:
             self.check_unchanged()
             raise _refusal(error) from error
         self.check_unchanged()
+        return answer
+
+    # --- what a condition selects -----------------------------------------------------------------------------------
+
+    def rows_where(self, condition: str) -> NDArray[np.integer]:
+        """Row numbers, in all parts laid end to end, of the samples for which a boolean expression holds.
+
+        Returns:
+            Shape (n,), uint32 (uint64 beyond 2^32 rows), in the order dataset, shard, offset.
+
+        Raises:
+            QueryError: the condition is no single boolean expression.
+            CatalogChanged: the catalog was replaced after this connection was opened.
+        """
+        if condition == "true":
+            return self._in_order(np.arange(self._starts[-1], dtype=self._starts.dtype))
+        found = self._ask(
+            condition,
+            lambda con, curated: self._chosen(con, condition, curated).project("_part, _row").to_arrow_table(),
+        )
+        return self._in_order(self._numbers(found))
+
+    def columns_where(self, condition: str, columns: Sequence[str]) -> tuple[NDArray[np.integer], pa.Table]:
+        """What `rows_where` gives, and any columns of the view for these rows.
+
+        Raises:
+            QueryError: also if a column is unknown.
+            CatalogChanged: the catalog was replaced after this connection was opened.
+        """
+        wanted = ", ".join([*map(quoted, columns), "_part", "_row"])
+        found = self._ask(
+            f"{condition}\n{wanted}",
+            lambda con, curated: self._chosen(con, condition, curated).project(wanted).to_arrow_table(),
+        )
+        numbers = self._numbers(found)
+        order = self._order(numbers)
+        table = found.select(range(len(columns))).rename_columns(list(columns))
+        return (numbers, table) if order is None else (numbers[order], table.take(pa.array(order)))
+
+    def count_where(self, condition: str, aggregates: str, groups: str) -> list[dict[str, Any]]:
+        """Aggregates of the samples for which a boolean expression holds, by groups and in their order."""
+
+        def count(con: duckdb.DuckDBPyConnection, curated: bool) -> list[dict[str, Any]]:
+            counted = self._chosen(con, condition, curated).aggregate(aggregates, groups)
+            return counted.order(groups).to_arrow_table().to_pylist()
+
+        return self._ask(f"{condition}\n{aggregates}", count)
+
+    def select(self, condition: str, columns: Sequence[str]) -> pa.Table:
+        """`columns` of the samples for which a boolean expression holds, in the order dataset, shard, offset.
+
+        Raises:
+            QueryError: the condition is no single boolean expression, or a column is unknown.
+            CatalogChanged: the catalog was replaced after this connection was opened.
+        """
+        return self.columns_where(condition, columns)[1]
+
+    def read(self, names: Sequence[str], rows: NDArray[np.integer]) -> pa.Table:
+        """Stored columns of some rows, straight from the parts; words stay dictionary-coded.
+
+        Raises:
+            CatalogChanged: the catalog was replaced after this connection was opened.
+        """
+        try:
+            table = read_columns(self.parts, names, rows)
+        except FileNotFoundError:
+            self.check_unchanged()
+            raise
+        self.check_unchanged()
         return table
+
+    @cached_property
+    def schema(self) -> pa.Schema:
+        """The stored columns, which `read` can give: this version's, then those of a later one."""
+        return pa.schema([*SAMPLES, *check_alike(self.parts)])
 
     def columns(self) -> list[str]:
         """Names of the columns of the view `samples`."""
         return self.query("from samples limit 0").column_names
+
+    def _chosen(self, con: duckdb.DuckDBPyConnection, condition: str, curated: bool) -> duckdb.DuckDBPyRelation:
+        samples = con.sql("from samples")  # has no columns of ours that a condition could name
+        samples.filter(condition)
+        if (kind := str(samples.project(condition).types[0])) != "BOOLEAN":  # a filter takes any number but 0 for true
+            raise QueryError(
+                f"The condition {condition!r} is {kind}, not true or false.", hint="For example:  organ = 'breast'"
+            )
+        placed = samples_view(self.lake.root, self._files, self.parts, curated=curated, place=True)
+        return con.sql(placed).set_alias("samples").filter(condition)
+
+    @cached_property
+    def _starts(self) -> NDArray[np.integer]:
+        """First row of each part, and the number of all rows."""
+        starts = np.cumsum([0, *(part.rows for part in self.parts)])
+        return starts.astype(np.uint32 if starts[-1] < 2**32 else np.uint64)
+
+    def _numbers(self, found: pa.Table) -> NDArray[np.integer]:
+        part, row = found["_part"].to_numpy(), found["_row"].to_numpy()
+        return self._starts[part.astype(np.intp)] + row.astype(self._starts.dtype)
+
+    def _in_order(self, numbers: NDArray[np.integer]) -> NDArray[np.integer]:
+        order = self._order(numbers)
+        return numbers if order is None else numbers[order]
+
+    def _order(self, numbers: NDArray[np.integer]) -> NDArray[np.integer] | None:
+        """What brings rows into the order dataset, shard, offset; None if they are in it."""
+        keys = numbers if self._ranks is None else self._ranks[numbers]
+        if bool((keys[1:] > keys[:-1]).all()):
+            return None
+        order = np.argsort(keys, kind="stable")
+        if bool((keys[order[1:]] == keys[order[:-1]]).any()):
+            raise LakeError(
+                f"A table of curation in {self.lake.root}/catalog names a sample twice.",
+                hint="Make splits.parquet and duplicates.parquet anew, or remove them.",
+            )
+        return order
+
+    @cached_property
+    def _ranks(self) -> NDArray[np.integer] | None:
+        """Place of each row in the order dataset, shard, offset; None where the parts say that they are in it."""
+        if are_ordered(self.parts):
+            return None
+        table = read_columns(self.parts, ["dataset", "shard", "offset"], np.arange(self._starts[-1]))
+        order = np.lexsort((table["offset"].to_numpy(), *(_alphabetical(table[name]) for name in ("shard", "dataset"))))
+        ranks = np.empty(len(order), self._starts.dtype)
+        ranks[order] = np.arange(len(order))
+        return ranks
+
+
+def _alphabetical(column: pa.ChunkedArray) -> NDArray[np.integer]:
+    """Words as numbers in alphabetical order; null comes last, as in duckdb."""
+    codes, words = coded(column)
+    rank = np.empty(len(words) + 1, np.int64)
+    rank[np.argsort(np.array(words, object))] = np.arange(len(words))
+    rank[-1] = len(words)  # what the code −1 of null finds
+    return rank[codes]
+
+
+def ask(lake: Lake, question: Callable[[Catalog], Answer]) -> Answer:
+    """The answer of the lake as it is now; asked again if a data set was replaced meanwhile.
+
+    Raises:
+        CatalogChanged: data sets were replaced each time.
+    """
+    for _ in range(_TRIES - 1):
+        try:
+            return question(lake.catalog)
+        except CatalogChanged:
+            continue
+    return question(lake.catalog)
+
+
+def _within(
+    con: duckdb.DuckDBPyConnection, end: float | None, question: Callable[[duckdb.DuckDBPyConnection], Answer]
+) -> Answer:
+    """Ask a cursor of `con`; interrupt it at the time `end`, or by Ctrl-C, which duckdb itself does not hear."""
+    with ThreadPoolExecutor(1, thread_name_prefix="usdata-query") as thread, con.cursor() as cursor:
+        running = thread.submit(question, cursor)
+        try:
+            return running.result(None if end is None else max(0.0, end - time.monotonic()))
+        except BaseException as stop:
+            while not running.done():
+                cursor.interrupt()  # again and again: one that comes between two steps of a query is lost
+                wait([running], 0.05)
+            if isinstance(stop, TimeoutError):
+                return running.result()
+            raise
+
+
+def _answer(con: duckdb.DuckDBPyConnection, sql: str) -> pa.Table:
+    kinds = _kinds(con, sql)
+    if kinds != ["SELECT"]:
+        raise QueryError(
+            f"Only one SELECT is allowed, not {', '.join(kinds) or 'an empty query'}.",
+            hint='For example:  usdata sql "select organ, count(*) from samples group by all"',
+        )
+    return con.sql(sql).to_arrow_table()
+
+
+def _kinds(con: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
+    """The kind of each statement: SELECT, DROP, ..."""
+    statements = con.extract_statements(sql)
+    try:
+        return [statement.type.name for statement in statements]
+    except ValueError:  # duckdb's Python side lacks words for some of its statements
+        return ["a statement of another kind"]
 
 
 def _first_line(error: Exception) -> str:

@@ -5,19 +5,25 @@ verb runs. Exit codes: 0 success, 1 an expected failure (one message, no traceba
 """
 
 import os
+import signal
 import sys
 from collections.abc import Mapping
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Annotated, Any
+from types import FrameType
+from typing import Annotated, Any, Literal, NoReturn
 
 import typer
 
 from usdata.errors import QueryError, UsdataError
 
-LakeOption = Annotated[Path, typer.Option("--lake", help="The lake's folder.", metavar="DIR")]
+LakeOption = Annotated[
+    str, typer.Option("--lake", help="The lake's folder; or, to read, an address like s3://bucket/lake.", metavar="DIR")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
-DEFAULT_LAKE = Path("lake")
+WorkersOption = Annotated[int | None, typer.Option(help="Processes at most; all cores if not given.", min=1)]
+DEFAULT_LAKE = "lake"
+_STOPPED: Mapping[Any, str] = {130: "Ctrl-C", 143: "SIGTERM"}  # exit code -> word
 
 LOOK: Mapping[str, Any] = {
     "no_args_is_help": True,
@@ -29,19 +35,22 @@ LOOK: Mapping[str, Any] = {
 app = typer.Typer()
 cohort_app = typer.Typer(help="Save, list and show cohorts: named selections of samples.", no_args_is_help=True)
 app.add_typer(cohort_app, name="cohort")
+export_app = typer.Typer(help="Write a cohort in a form that other programs read.", no_args_is_help=True)
+app.add_typer(export_app, name="export")
 
 
 @app.command()
 def sql(
     query: Annotated[str, typer.Argument(help="One SELECT over the views samples, quarantine and organs.")],
     lake: LakeOption = DEFAULT_LAKE,
+    timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds.", metavar="S")] = None,
     json: JsonOption = False,
 ) -> None:
     """Ask the catalog: one SELECT, in a sandbox that can read nothing but the catalog."""
     from usdata.console import print_rows
     from usdata.lake import Lake
 
-    answer = Lake(lake).sql(query)
+    answer = Lake(lake).sql(query, timeout)
     try:
         rows = answer.to_pylist()
     except (OverflowError, ValueError) as error:  # a date beyond the year 9999, for instance
@@ -53,17 +62,20 @@ def sql(
 def catalog(
     lake: LakeOption = DEFAULT_LAKE,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="Make the catalog anew from the shards alone.")] = False,
+    workers: WorkersOption = None,
     json: JsonOption = False,
 ) -> None:
     """What the lake holds: images, patients, organs and licence of each data set."""
+    from usdata.bars import byte_bar
     from usdata.console import print_rows, say
     from usdata.lake import Lake
-    from usdata.verify import rebuild_catalog
+    from usdata.rebuild import rebuild_catalog
 
     opened = Lake(lake)
     if rebuild:
-        for name in rebuild_catalog(opened):
-            say(f"rebuilt {name}")
+        with byte_bar(quiet=json) as progress:
+            for name in rebuild_catalog(opened, workers or cores(), progress):
+                say(f"rebuilt {name}")
     query = """select dataset, count(*) as images, count(distinct patient) as patients,
         count(distinct clip) as clips, count(*) filter (has_mask) as masks,
         string_agg(distinct organ, ', ' order by organ) as organs, any_value(licence) as licence
@@ -74,39 +86,57 @@ def catalog(
 @app.command()
 def plan(
     cohort: Annotated[str, typer.Option("--cohort", help="SQL condition, saved name, or all.")] = "all",
-    gamma: Annotated[float, typer.Option(help="P(group) ~ N^gamma: 1 proportional, 0.5 = 1/sqrt(N) per image.")] = 0.5,
+    gamma: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="P(group) ~ N^gamma: 1 proportional, 0.5 = 1/sqrt(N) per image (default), 0 all groups alike. "
+            "May repeat: side by side."
+        ),
+    ] = None,
     by: Annotated[str, typer.Option(help="The catalog column that names the groups.")] = "organ",
     draws: Annotated[int | None, typer.Option(help="Images per epoch; the cohort's size if not given.")] = None,
-    seed: int = 0,
+    seed: Annotated[int, typer.Option(help="The loader's, for the shares that are drawn.")] = 0,
     lake: LakeOption = DEFAULT_LAKE,
     json: JsonOption = False,
 ) -> None:
     """Show how often each group will be drawn: expected against drawn shares, and repeats per image."""
     from usdata.console import print_rows, say
     from usdata.lake import Lake
+    from usdata.plan_table import legend, print_plans
     from usdata.sampling import sampling_plan
 
-    chosen = Lake(lake).cohort(cohort)
-    codes, names = chosen.groups(by)
-    result = sampling_plan(codes, names, gamma=gamma, draws=chosen.rows if draws is None else draws, seed=seed)
-    print_rows(result.rows(), json)
-    if not json:
-        say(f"effective number of groups: {result.effective_groups:.2f} of {len(names)}")
+    codes, names = Lake(lake).cohort(cohort).groups(by)
+    plans = [sampling_plan(codes, names, gamma=g, draws=draws, seed=seed) for g in gamma or [0.5]]
+    if json:
+        numbers = [{"gamma": p.gamma, "effective_groups": p.effective_groups} for p in plans]
+        print_rows([{**n, **row} for n, p in zip(numbers, plans, strict=True) for row in p.rows()], as_json=True)
+        return
+    print_plans(plans, by)
+    say(*legend(plans, by))
 
 
 @app.command()
-def verify(lake: LakeOption = DEFAULT_LAKE, json: JsonOption = False) -> None:
+def verify(
+    dataset: Annotated[list[str] | None, typer.Argument(help="Only these data sets; everything if not given.")] = None,
+    workers: WorkersOption = None,
+    lake: LakeOption = DEFAULT_LAKE,
+    json: JsonOption = False,
+) -> None:
     """Read every byte: shards against their hashes, PNGs, rows; list what is wrong and how to repair it."""
+    from usdata.bars import byte_bar
     from usdata.console import print_rows, say
     from usdata.lake import Lake
     from usdata.verify import verify as check
 
     opened = Lake(lake)
-    findings = check(opened)
-    print_rows([finding.row() for finding in findings], json)
-    if findings:
+    with byte_bar(quiet=json) as progress:
+        findings = check(opened, workers or cores(), progress, dataset or None)
+    if findings or json:
+        print_rows([finding.row() for finding in findings], json)
+    wrong = [finding for finding in findings if finding.level != "note"]
+    if wrong:
         raise UsdataError(
-            f"{len(findings)} things are wrong in {opened.root}.", hint="The column repair says what to do."
+            f"{len(wrong)} things are wrong in {opened.root}.", hint="The column repair says what to do."
         )
     say(f"{opened.root}: every byte is as it was written.")
 
@@ -167,6 +197,67 @@ def cohort_show(
     print_rows(Lake(lake).cohort(name).summary(), json)
 
 
+@export_app.command("csv")
+def export_csv(
+    out: Annotated[Path, typer.Option("-o", "--out", help="A .csv, .csv.gz or .parquet file.", metavar="FILE")],
+    cohort: Annotated[str, typer.Option("--cohort", help="SQL condition, saved name, or all.", metavar="EXPR")] = "all",
+    columns: Annotated[str, typer.Option(help="Columns with commas between, after sample_id; all if not given.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    lake: LakeOption = DEFAULT_LAKE,
+) -> None:
+    """One row per sample with its catalog columns."""
+    from usdata.console import say
+    from usdata.export import write_table
+    from usdata.lake import Lake
+
+    say(*write_table(Lake(lake).cohort(cohort), out, _listed(columns), overwrite).words())
+
+
+@export_app.command("coco")
+def export_coco(
+    out: Annotated[Path, typer.Option("-o", "--out", help="A folder, or a .json file.", metavar="DIR|FILE")],
+    cohort: Annotated[str, typer.Option("--cohort", help="SQL condition, saved name, or all.", metavar="EXPR")] = "all",
+    images: Annotated[bool, typer.Option("--images", help="Write DIR/images/<sample_id>.png too.")] = False,
+    masks: Annotated[bool, typer.Option("--masks", help="Write DIR/masks/<sample_id>.png too.")] = False,
+    per: Annotated[
+        Literal["component", "class"],
+        typer.Option(help="One object for each connected piece of a class, or for all of it in an image."),
+    ] = "component",
+    like: Annotated[
+        Path | None, typer.Option(help="Keep the category numbers of this earlier export.", metavar="FILE")
+    ] = None,
+    columns: Annotated[str, typer.Option(help="More catalog columns for each image, with commas between.")] = "",
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    lake: LakeOption = DEFAULT_LAKE,
+) -> None:
+    """Images, boxes and run-length masks in COCO form; what is known of an image stands beside its file name."""
+    from usdata.console import say
+    from usdata.export_coco import write_coco
+    from usdata.lake import Lake
+
+    written = write_coco(
+        Lake(lake).cohort(cohort),
+        out,
+        images=images,
+        masks=masks,
+        per=per,
+        like=like,
+        columns=_listed(columns),
+        overwrite=overwrite,
+    )
+    say(*written.words())
+
+
+def _listed(columns: str) -> list[str]:
+    """The names in `a,b`."""
+    return [name.strip() for name in columns.split(",") if name.strip()]
+
+
+def cores() -> int:
+    """Processor cores that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
 def command_line() -> typer.Typer:
     """All verbs: those of this file, then those of every package that brings some."""
     whole = typer.Typer(**LOOK, help="A data lake for medical ultrasound, and the pretraining recipes that feed on it.")
@@ -182,9 +273,17 @@ def main() -> None:
 
 
 def run_app(verbs: typer.Typer) -> None:
-    """Run a command line; an expected failure becomes one message on stderr and exit code 1, without a traceback."""
+    """Run a command line; an expected failure becomes one message on stderr and exit code 1, without a traceback.
+
+    Ctrl-C and SIGTERM end it with one line, and the exit codes 130 and 143.
+    """
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         verbs()
+    except SystemExit as end:
+        if word := _STOPPED.get(end.code):
+            typer.echo(f"usdata: Stopped by {word}. The same command can be run again.", err=True)
+        raise
     except UsdataError as error:
         typer.echo(f"usdata: {error}", err=True)
         sys.exit(1)
@@ -194,6 +293,11 @@ def run_app(verbs: typer.Typer) -> None:
     except OSError as error:  # the system's word on a file: a path too long, no permission to read, a broken disk
         typer.echo(f"usdata: {error.strerror or error}: {error.filename or 'a file'}", err=True)
         sys.exit(1)
+
+
+def _terminate(number: int, frame: FrameType | None) -> NoReturn:
+    """End as after Ctrl-C: every `with` is left as it should be."""
+    sys.exit(128 + number)
 
 
 if __name__ == "__main__":

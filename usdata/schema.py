@@ -81,6 +81,10 @@ QUARANTINE = pa.schema(
 )
 SPLITS = pa.schema([("sample_id", pa.string()), ("group", pa.string()), ("split", _word)])
 DUPLICATES = pa.schema([("sample_id", pa.string()), ("duplicate_group", pa.string())])
+CURATED = ("group", "split", "duplicate_group")  # columns of the view `samples` that come from the two tables above
+DERIVED = ("stored_mm_x", "stored_mm_y")  # columns of the view that are computed
+DISTINCT = ("sample_id", "pixel_xxh", "phash")  # hardly a value twice: a dictionary would only cost
+CLIMBING = ("offset", "mask_offset", "json_offset")  # rising inside a shard: stored by their differences
 
 _VOCABULARIES = {"organ": "organs", "organ_group": "organ_groups", "probe": "probes", "mode": "modes"}
 
