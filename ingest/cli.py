@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from ingest.card import Card
 
 app = typer.Typer()
-DEFAULT_LAKE = Path("lake")
+DEFAULT_LAKE = "lake"
 
 
 @app.command()
@@ -23,7 +23,7 @@ def ingest(
         Path | None, typer.Option("--from", help="Folder or archive that holds the files.", metavar="PATH")
     ] = None,
     card: Annotated[Path | None, typer.Option("--card", help="Your own data set's card.", metavar="FILE")] = None,
-    lake: Annotated[Path, typer.Option("--lake", help="The lake's folder.", metavar="DIR")] = DEFAULT_LAKE,
+    lake: Annotated[str, typer.Option("--lake", help="The lake's folder.", metavar="DIR")] = DEFAULT_LAKE,
     workers: Annotated[int | None, typer.Option(help="Processes; all cores if not given.", min=1)] = None,
     images: Annotated[int | None, typer.Option(help="How many images a generated data set draws.", min=1)] = None,
     interpolation: Annotated[

@@ -119,7 +119,7 @@ def ingest(name: str) -> None:
         dataset=None,
         source=None if card.generator else chosen.source,
         card=chosen.card,
-        lake=params.lake,
+        lake=str(params.lake),
         workers=None,
         images=chosen.images,
         interpolation=None,
@@ -147,7 +147,7 @@ def pretrain() -> None:
         preset=chosen.preset,
         config=None,
         set_=list(chosen.sets),
-        lake=params.lake,
+        lake=str(params.lake),
         resume=resume,
         max_hours=None,
         json=False,
@@ -181,7 +181,7 @@ def downstream() -> None:
         label=chosen.label,
         out=full,
         seed=chosen.seed,
-        lake=params.lake,
+        lake=str(params.lake),
         json=False,
     )
     write_json(METRICS, flat_scores(read_json(full)))

@@ -11,10 +11,12 @@ import typer
 
 from usdata.cli import run_app
 
-LakeOption = Annotated[Path, typer.Option("--lake", help="The lake's folder.", metavar="DIR")]
+LakeOption = Annotated[
+    str, typer.Option("--lake", help="The lake's folder; or, to read, an address like s3://bucket/lake.", metavar="DIR")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
 CohortOption = Annotated[str, typer.Option("--cohort", help="SQL condition, saved name, or all.", metavar="EXPR")]
-DEFAULT_LAKE = Path("lake")
+DEFAULT_LAKE = "lake"
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 downstream = typer.Typer(help="What an encoder is worth on a labelled cohort.", no_args_is_help=True)

@@ -38,11 +38,9 @@ def rows(draws: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
 
 
 def read_images(cohort: Any, places: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """Images of a cohort at some places of its fixed order, uint8 (n, 256, 256); reads no others."""
-    from usdata.loader import read_batch
-
-    images: Tensor = read_batch(cohort.index(), places)["image"]
-    return images[:, 0].numpy()
+    """Images of a cohort at some places of its fixed order, uint8 (n, 256, 256)."""
+    images: NDArray[np.uint8] = cohort.images(places)
+    return images
 
 
 class Feed:
