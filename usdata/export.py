@@ -1,0 +1,224 @@
+"""A cohort for other programs: its catalog rows as CSV or Parquet; what every export has in common.
+
+The same lake and cohort give the same bytes: no time, host or path is written. An export appears whole or not at all.
+What its images' licences allow is said each time: `Exported.rights`. COCO is in `usdata.export_coco`.
+"""
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from usdata.cohort import Cohort
+from usdata.errors import ConfigError, LakeError, QueryError, nearest
+from usdata.files import explain_os_errors, replacing
+from usdata.schema import CURATED, DERIVED, plain_type
+
+PART_ROWS = 100_000  # rows in memory at a time
+_FREE = ("yes", "attribution", "share_alike")  # words of `redistribution` under which others may be given the images
+_UNSTATED = ("unstated", "unknown", "none")
+UNKNOWN_TERMS = {"licence": "unstated", "commercial_use": "unknown", "redistribution": "unknown"}  # what null means
+TABLES = (".csv", ".csv.gz", ".parquet")
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """What a data set's card says of the images in an export; an unknown word is `unstated` or `unknown`."""
+
+    dataset: str
+    licence: str
+    commercial_use: str
+    redistribution: str
+    images: int
+
+    @property
+    def free(self) -> bool:
+        """Whether others may be given the images, under the licence's conditions; what is not stated is not allowed."""
+        return self.redistribution in _FREE and self.licence.lower() not in _UNSTATED
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written, and what a user must be told about it."""
+
+    path: Path
+    samples: int
+    rights: list[Rights]
+    notes: tuple[str, ...] = ()
+
+    def words(self) -> list[str]:
+        """The report for a person: what was written, one line per licence, one warning per restricted data set."""
+        lines = [f"{self.path} written: {self.samples:,} samples.", *self.notes]
+        for r in self.rights:
+            terms = f"licence {r.licence}, redistribution {r.redistribution}, commercial use {r.commercial_use}"
+            advice = "" if r.free else "\n    Do not pass these on: the licence does not allow it, or does not say so."
+            lines.append(f"  {r.dataset}: {r.images:,} samples, {terms}{advice}")
+        return lines
+
+
+def rights_of(cohort: Cohort) -> list[Rights]:
+    """Licence and permissions of a cohort's images by data set, sorted."""
+    terms = ", ".join(f"coalesce({name}, '{word}') as {name}" for name, word in UNKNOWN_TERMS.items())
+    query = f"select dataset, {terms}, count(*) as images from samples where {condition(cohort)} group by all"
+    return [Rights(**row) for row in cohort.lake.sql(f"{query} order by all").to_pylist()]
+
+
+def parts(cohort: Cohort, columns: Sequence[str], rows: int = PART_ROWS) -> Iterator[pa.Table]:
+    """Catalog columns of a cohort in its order, `rows` rows at a time: few of its texts are in memory at once.
+
+    Raises:
+        QueryError: an unknown column, or a condition that does not select the same samples each time.
+        LakeError: the catalog was replaced after the cohort was opened.
+    """
+    catalog = cohort.lake.catalog
+    computed = [name for name in columns if name in (*CURATED, *DERIVED)]  # by the view: split, group, spacing
+    beside = cohort.table(computed or ["has_mask"])  # notices what changed before the catalog was asked for
+    numbers = catalog.rows_where(condition(cohort))
+    stored = list(dict.fromkeys(["sample_id", *(name for name in columns if name not in computed)]))
+    for start in range(0, cohort.rows, rows):
+        table = catalog.read(stored, numbers[start : start + rows])
+        if len(numbers) != cohort.rows or not table["sample_id"].equals(cohort.ids.slice(start, rows)):
+            raise QueryError(
+                f"The condition {cohort.sql!r} selects other samples each time it is asked.",
+                hint="Choose by something that stays: a column, or a hash of sample_id instead of random().",
+            )
+        plain = table.cast(pa.schema([(field.name, plain_type(field)) for field in table.schema]))
+        found = {name: plain[name] for name in stored}
+        found |= {name: beside[name].slice(start, rows) for name in computed}
+        yield pa.table({name: found[name] for name in columns})
+
+
+def condition(cohort: Cohort) -> str:
+    """A cohort's condition in brackets, to be joined to others; a comment at its end does no harm."""
+    return "true" if cohort.sql == "all" else f"(\n{cohort.sql}\n)"
+
+
+def check_target(cohort: Cohort, out: Path, overwrite: bool) -> None:
+    """Refuse what can't or shouldn't be written, before any work is done.
+
+    Raises:
+        ConfigError: an empty cohort, something there already, no folder to write into, or a place inside the lake.
+    """
+    if not cohort.rows:
+        raise ConfigError(
+            f"The cohort {cohort.sql!r} is empty: there is nothing to export.",
+            hint='What is there:  usdata sql "select organ, count(*) from samples group by all"',
+        )
+    if out.name in ("", ".."):
+        raise ConfigError(f"{str(out)!r} names no file or folder that could be made.", hint="For example:  -o export")
+    if not out.absolute().parent.is_dir():
+        raise ConfigError(f"No folder {out.absolute().parent} to write {out.name} into.", hint="Make it with mkdir -p.")
+    root = cohort.lake.root.resolve()
+    if out.resolve() == root or root in out.resolve().parents:
+        raise ConfigError(f"{out} is inside the lake {root}; a file there would be taken for a part of it.")
+    there = any(out.iterdir()) if out.is_dir() else out.exists()
+    if there and not overwrite:
+        raise ConfigError(f"{out} is there already.", hint="Replace it with --overwrite, or choose another name.")
+
+
+def check_columns(cohort: Cohort, columns: Sequence[str]) -> list[str]:
+    """All columns of the view `samples`; a ConfigError if one of `columns` is not among them, or named twice."""
+    known = cohort.lake.catalog.columns()
+    for name in columns:
+        if name not in known:
+            hint = "The columns:  usdata sql 'describe samples'"
+            raise ConfigError(f"No column {name!r}.{nearest(name, known)}", hint=hint)
+        if list(columns).count(name) > 1:
+            raise ConfigError(f"The column {name!r} is named twice.")
+    return known
+
+
+@contextmanager
+def explained(out: Path) -> Iterator[None]:
+    """Turn a full disk or an unwritable place into a LakeError that says what to do about an export.
+
+    Raises:
+        LakeError: no space left, or no permission to write.
+    """
+    try:
+        with explain_os_errors(out, step="export"):
+            yield
+    except LakeError as error:
+        if error.step == "export":
+            error.hint = "Nothing was left there. Choose another place with -o, or make this one fit."
+        raise
+
+
+def write_table(cohort: Cohort, out: Path, columns: Sequence[str] = (), overwrite: bool = False) -> Exported:
+    """One row per sample, in the cohort's order, to a `.csv`, `.csv.gz` or `.parquet` file.
+
+    In CSV a null is an empty field and an empty text is `""`; lists become JSON text; floats have all digits that
+    tell them apart. Parquet keeps every type. `sample_id` is always there: it names the row, and no line is blank.
+
+    Args:
+        out: the file; its ending chooses the format.
+        columns: of the view `samples`, after `sample_id`; all if empty.
+        overwrite: replace what is there.
+
+    Raises:
+        ConfigError: another ending, an unknown column, or see `check_target`.
+        LakeError: `out` can't be written, or the catalog was replaced meanwhile.
+    """
+    ending = next((e for e in reversed(TABLES) if out.name.endswith(e) and out.name != e), None)
+    if ending is None:
+        near = nearest(out.suffix, TABLES)
+        raise ConfigError(f"{out.name!r} ends in none of {', '.join(TABLES)}.{near}")
+    check_target(cohort, out, overwrite)
+    known = check_columns(cohort, columns)
+    wanted = list(columns) or known
+    if "sample_id" not in wanted:
+        wanted = ["sample_id", *wanted]
+    rights = rights_of(cohort)
+    with explained(out), replacing(out) as file:
+        _write(parts(cohort, wanted, PART_ROWS), file, ending)
+    return Exported(out, cohort.rows, rights)
+
+
+def _write(tables: Iterator[pa.Table], file: IO[bytes], ending: str) -> None:
+    if ending == ".parquet":
+        _write_parquet(tables, file)
+    elif ending == ".csv":
+        _write_csv(tables, file)
+    else:  # no name and no time in the head: the same rows, the same bytes
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, compresslevel=6, mtime=0) as packed:
+            _write_csv(tables, packed)
+
+
+def _write_csv(tables: Iterator[pa.Table], file: Any) -> None:
+    import polars as pl  # whose floats keep their point (40.0), so that a reader that guesses types guesses right
+
+    for i, table in enumerate(tables):
+        frame = pl.DataFrame(pl.from_arrow(_flat(table)))
+        frame.write_csv(file, include_header=i == 0)
+
+
+def _write_parquet(tables: Iterator[pa.Table], file: IO[bytes]) -> None:
+    writer = None
+    for table in tables:
+        writer = writer or pq.ParquetWriter(file, table.schema, compression="zstd")
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def _flat(table: pa.Table) -> pa.Table:
+    """`table` with JSON text in place of lists."""
+    for i, field in enumerate(table.schema):
+        if pa.types.is_nested(field.type):
+            texts = pa.array(_json_texts(table[i].to_pylist()), pa.string())
+            table = table.set_column(i, field.name, texts)
+    return table
+
+
+def _json_texts(lists: list[list[str] | None]) -> Iterator[str | None]:
+    known: dict[tuple[str, ...], str] = {}  # few distinct ones
+    for one in lists:
+        if one is not None and (key := tuple(one)) not in known:
+            known[key] = json.dumps(one, ensure_ascii=False, separators=(",", ":"))
+        yield None if one is None else known[key]
