@@ -109,13 +109,13 @@ class Cohort:
         return digest.hexdigest()
 
     @cached_property
-    def fingerprint(self) -> str:
-        """Hashes of the ids in the cohort's order and of their pixels, by name: what a loader's images depend on.
+    def fingerprint(self) -> dict[str, str]:
+        """Hashes of the ids in the cohort's `order` and of their `pixels`: what a loader's images depend on.
 
         Several times as fast as `hash`, which sorts.
         """
         pixels = self.table(["pixel_xxh"])["pixel_xxh"]
-        return f"order={_words_xxh(self.ids)} pixels={_words_xxh(pixels)}"
+        return {"order": _words_xxh(self.ids), "pixels": _words_xxh(pixels)}
 
     def table(self, columns: Sequence[str]) -> pa.Table:
         """Catalog columns of the samples, in the cohort's order.
@@ -359,7 +359,7 @@ class Cohort:
             rank=rank,
             world=world,
             columns=tuple(columns),
-            fingerprint=self.hash,
+            fingerprint=self.fingerprint,
             drop_last=drop_last,
             window=window,
             split=split,

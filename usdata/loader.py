@@ -52,8 +52,8 @@ class Loader:
         rank, world: this process among how many.
         mask: deliver masks.
         columns: names of columns of the index to deliver.
-        fingerprint: named hashes of the images, `order=… pixels=…` (`Cohort.fingerprint`): a state of others is
-            refused. Without them, the places of the images are compared.
+        fingerprint: hashes of the images by name (`Cohort.fingerprint`): a state of others is refused. Without
+            them, the places of the images are compared.
         drop_last: what happens to an epoch that is no multiple of the global batch. False: with `gamma`, it is drawn
             out to whole batches; without, its last batch is smaller, shared out among the ranks. True: the rest is
             left out.
@@ -81,7 +81,7 @@ class Loader:
         world: int = 1,
         mask: bool = False,
         columns: Sequence[str] = (),
-        fingerprint: str = "",
+        fingerprint: Mapping[str, str] | None = None,
         drop_last: bool = False,
         checksums: bool = False,
     ) -> None:
@@ -97,7 +97,7 @@ class Loader:
             raise ConfigError(f"workers is {workers}; it must be 0 or more.")
         self.index, self.batch_size, self.gamma, self.by, self.seed = index, batch_size, gamma, by, int(seed)
         self.epoch_size, self.workers, self.rank, self.world = epoch_size, workers, rank, world
-        self.fingerprint, self.drop_last = fingerprint, drop_last
+        self.fingerprint, self.drop_last = dict(fingerprint or {}), drop_last
         self.epoch = 0
         self._delivered = 0  # batches of this epoch that the consumer has
         self._turn = 0  # number of the newest iterator; older ones are dead
@@ -142,14 +142,13 @@ class Loader:
         With `gamma`, draws follow from the groups and do not know `epoch_size`, only how many are delivered. Without,
         it is the other way round.
         """
-        same: dict[str, Any] = {"images": len(self.index), "seed": self.seed, "gamma": self.gamma}
-        same["draws_per_epoch"] = self._draws
+        same: dict[str, Any] = {"loader": "random access", "images": len(self.index), "draws_per_epoch": self._draws}
+        same |= {"seed": self.seed, "gamma": self.gamma}
         if isinstance(self._sampler, BalancedSampler):
             same |= {"by": self.by, "groups": self._sampler.index.digest}
         else:
             same |= {"epoch_size": self.epoch_size}
-        named = dict(part.split("=", 1) for part in self.fingerprint.split() if "=" in part)
-        return same | (named if "order" in named else {"fingerprint": self.fingerprint, "layout": self._layout})
+        return same | (self.fingerprint or {"layout": self._layout})
 
     @cached_property
     def _layout(self) -> str:

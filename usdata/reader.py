@@ -143,7 +143,7 @@ class ShardReader:
 
     def _mask(self, shard: np.integer, offset: int, size: int) -> NDArray[np.uint8]:
         with self._map.held(np.array([shard])):
-            if 0 <= offset and offset + size <= self._map.room[shard]:
+            if offset >= 0 and offset + size <= self._map.room[shard]:
                 start = int(self._map.starts[shard]) + offset
                 mask = _decode_mask(self._map.bytes[start : start + size])
                 if mask is not None:

@@ -69,7 +69,7 @@ class StreamLoader:
         rank: int = 0,
         world: int = 1,
         columns: Sequence[str] = (),
-        fingerprint: str = "",
+        fingerprint: Mapping[str, str] | None = None,
         drop_last: bool = False,
         window: int = 2,
         split: str = "shards",
@@ -90,7 +90,8 @@ class StreamLoader:
             raise ConfigError(f"split is {split!r}; it can be 'shards' or 'samples'.")
         self.index, self.batch_size, self.gamma, self.by, self.seed = index, batch_size, gamma, by, int(seed)
         self.epoch_size, self.workers, self.rank, self.world = epoch_size, workers, rank, world
-        self.fingerprint, self.drop_last, self.window, self.split = fingerprint, drop_last, window, split
+        self.fingerprint, self.drop_last = dict(fingerprint or {}), drop_last
+        self.window, self.split = window, split
         self.epoch = 0
         self._delivered = 0  # batches of this epoch that the consumer has
         self._turn = 0  # number of the newest iterator; older ones are dead
@@ -141,10 +142,10 @@ class StreamLoader:
 
     def _identity(self) -> dict[str, Any]:
         """All that the batches depend on: unlike those of `Loader`, also on ranks and on how images lie in shards."""
-        names = ("seed", "gamma", "by", "epoch_size", "window", "fingerprint")
-        same = {"images": len(self.index), "draws_per_epoch": self._slices.draws, "layout": self._layout}
+        names = ("seed", "gamma", "by", "epoch_size", "window")
+        same = {"loader": "stream", "images": len(self.index), "draws_per_epoch": self._slices.draws, "layout": self._layout}
         ranks = {"ranks": self.world, "images_per_rank": self.batch_size}
-        return same | ranks | {name: getattr(self, name) for name in names}
+        return same | ranks | self.fingerprint | {name: getattr(self, name) for name in names}
 
     @cached_property
     def _layout(self) -> str:

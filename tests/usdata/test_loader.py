@@ -31,7 +31,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeShards:
 
 
 def a_loader(fake: FakeShards, **settings: Any) -> Loader:
-    settings = {"batch_size": 8, "columns": ("sample_id",), "fingerprint": "abc", **settings}
+    settings = {"batch_size": 8, "columns": ("sample_id",), "fingerprint": {"order": "abc"}, **settings}
     return Loader(fake.index, fake.codes, **settings)
 
 

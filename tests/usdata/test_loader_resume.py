@@ -36,7 +36,7 @@ def fake(tmp_path_factory: pytest.TempPathFactory) -> FakeShards:
 
 
 def a_loader(fake: FakeShards, **settings: Any) -> Loader:
-    settings = {"batch_size": 8, "columns": ("sample_id",), "fingerprint": "order=1 pixels=2", **settings}
+    settings = {"batch_size": 8, "columns": ("sample_id",), "fingerprint": {"order": "1", "pixels": "2"}, **settings}
     return Loader(fake.index, fake.codes, **settings)
 
 
@@ -129,7 +129,7 @@ def test_a_new_process_with_other_workers_delivers_the_same_bytes(fake: FakeShar
 
 def test_a_state_is_less_than_a_kilobyte(fake: FakeShards) -> None:
     for gamma in (0.5, None):
-        state = after(a_loader(fake, gamma=gamma, fingerprint=f"order={'0' * 32} pixels={'1' * 32}"), 3)
+        state = after(a_loader(fake, gamma=gamma, fingerprint={"order": "0" * 32, "pixels": "1" * 32}), 3)
         assert len(json.dumps(state)) < 1000
 
 
@@ -239,8 +239,12 @@ def test_what_the_draws_do_not_depend_on_may_change(
         (None, {"drop_last": True}, "draws_per_epoch was 57, is 56"),
         (None, {"epoch_size": 40}, "epoch_size was 57, is 40"),
         (0.5, {"seed": 1, "gamma": 0.0}, "seed was 0, is 1; gamma was 0.5, is 0.0"),
-        (0.5, {"fingerprint": "order=9 pixels=2"}, "other images, or the same ones in another order"),
-        (0.5, {"fingerprint": "order=1 pixels=9"}, "other pixels: they were ingested again with other settings"),
+        (0.5, {"fingerprint": {"order": "9", "pixels": "2"}}, "other images, or the same ones in another order"),
+        (
+            0.5,
+            {"fingerprint": {"order": "1", "pixels": "9"}},
+            "other pixels: they were ingested again with other settings",
+        ),
     ],
 )
 def test_a_state_of_other_draws_is_refused_with_the_reason(
@@ -258,19 +262,19 @@ def test_shards_cut_otherwise_do_not_matter_if_the_cohort_vouches_for_the_order(
     other = a_loader(cut)
     other.load_state_dict(after(a_loader(fake), 3))
     assert ids(other, 9) == reference[3:]
-    message = refusal(a_loader(cut, fingerprint="abc"), after(a_loader(fake, fingerprint="abc"), 3))
+    message = refusal(a_loader(cut, fingerprint=None), after(a_loader(fake, fingerprint=None), 3))
     assert "the images lie elsewhere in the shards" in message
-    a_loader(make_shards(tmp_path / "copy"), fingerprint="abc").load_state_dict(
-        after(a_loader(fake, fingerprint="abc"), 3)  # the same shards in another folder
+    a_loader(make_shards(tmp_path / "copy"), fingerprint=None).load_state_dict(
+        after(a_loader(fake, fingerprint=None), 3)  # the same shards in another folder
     )
 
 
 def test_an_image_that_changed_its_group_is_noticed(fake: FakeShards) -> None:
     state = after(a_loader(fake), 3)
     for codes in (fake.codes[::-1].copy(), np.where(np.arange(57) == 39, 1, fake.codes)):  # the last breast: a heart
-        other = Loader(fake.index, codes, batch_size=8, fingerprint="order=1 pixels=2")
+        other = Loader(fake.index, codes, batch_size=8, fingerprint={"order": "1", "pixels": "2"})
         assert "images changed their group" in refusal(other, state)
-    plain = Loader(fake.index, None, gamma=None, batch_size=8, fingerprint="order=1 pixels=2")
+    plain = Loader(fake.index, None, gamma=None, batch_size=8, fingerprint={"order": "1", "pixels": "2"})
     plain.load_state_dict(after(a_loader(fake, gamma=None), 3))  # drawn without groups
 
 

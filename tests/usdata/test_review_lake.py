@@ -176,7 +176,7 @@ def test_a_rebuild_does_not_show_a_data_set_that_a_killed_ingest_left_half_repla
 
     write_image(folder / "images/benign/n000.png", seed=90)
     with monkeypatch.context() as patch:
-        patch.setattr("ingest.commit._move", killed)  # the shards are moved by then, the manifest is the old one
+        patch.setattr("ingest.commit._move_shards", killed)  # the manifest is the new one by then, the shards are old
         with pytest.raises(KeyboardInterrupt):
             filled(folder, lake.root)
     assert lake.datasets() == []

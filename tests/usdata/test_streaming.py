@@ -460,9 +460,9 @@ def test_a_state_of_another_stream_is_refused_with_the_reason(local):
     for words, loader in others.items():
         with pytest.raises(ConfigError, match=words):
             loader.load_state_dict(state)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="loader was random access, is stream"):
         stream(local.cohort()).load_state_dict(local.cohort().loader(8).state_dict())
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError, match="loader was stream, is random access"):
         local.cohort().loader(8, gamma=None).load_state_dict(state)
 
 
