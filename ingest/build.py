@@ -21,8 +21,8 @@ from ingest.readers import image, mask, video
 from ingest.scan import Source
 from usdata import png
 from usdata.catalog import write_part
-from usdata.errors import DataError
-from usdata.files import explain_os_errors, file_xxh, read_json, replacing, write_json
+from usdata.errors import DataError, LakeError
+from usdata.files import explain_os_errors, file_xxh, locked, read_json, replacing, write_json
 from usdata.schema import organ_group_of, table_of
 from usdata.shards import ShardWriter
 
@@ -62,19 +62,34 @@ class ShardReport:
     reused: bool = False
 
     @classmethod
-    def load(cls, path: Path) -> "ShardReport":
-        """Read a report back from the staging folder."""
-        raw = read_json(path)
-        return cls(**raw | {"rejected": tuple(Rejected(**r) for r in raw["rejected"])})
+    def load(cls, path: Path) -> "ShardReport | None":
+        """Read a report back from the staging folder; None if there is none, or it is damaged or of another version."""
+        try:
+            raw = read_json(path)
+            return cls(**raw | {"rejected": tuple(Rejected(**r) for r in raw["rejected"])})
+        except (FileNotFoundError, LakeError, TypeError, KeyError):
+            return None
 
 
 def build_shard(job: ShardJob) -> ShardReport:
     """Build a job's shard in its staging folder, or find it there from an earlier, interrupted run.
 
+    Two processes that are given one job (a cluster may think the first is lost) build it one after the other.
+
     Raises:
-        LakeError: the disk is full or can't be written. Bad sources do not raise; they are in the report.
+        LakeError: the disk is full or can't be written, or another run has taken over the staging folder. Bad sources
+            do not raise; they are in the report.
     """
-    with explain_os_errors(job.staging, dataset=job.card.name, step="build"):
+    if not job.staging.is_dir():
+        raise LakeError(
+            "The run that this shard was for is over: its staging folder is gone.",
+            dataset=job.card.name,
+            item=job.name,
+            step="build",
+            hint="Nothing to do if another ingest of the data set was started; else run the same command again.",
+        )
+    own = locked(job.staging / f".{job.name}.lock", wait=True)
+    with explain_os_errors(job.staging, dataset=job.card.name, step="build"), own:
         done = _already_built(job)
         if done is not None:
             return done
@@ -95,9 +110,9 @@ def _already_built(job: ShardJob) -> ShardReport | None:
     """The report of the same job if its files are in the staging folder, whole."""
     path = job.staging / f"{job.name}.json"
     tar = job.staging / f"{job.name}.tar"
-    if not (path.exists() and tar.exists() and path.with_suffix(".parquet").exists()):
-        return None
     report = ShardReport.load(path)
+    if report is None or not (tar.exists() and path.with_suffix(".parquet").exists()):
+        return None
     same = report.fingerprint == job.fingerprint and tar.stat().st_size == report.size
     return report if same and file_xxh(tar) == report.xxh else None
 

@@ -3,11 +3,14 @@
 `ingest` does it on this machine; Prefect's flow calls the same `prepare`, `build_shard` and `finish` as its tasks.
 """
 
+import os
+import platform
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from typing import Any
 from ingest import generated
 from ingest.build import Rejected, ShardReport, build_shard
 from ingest.card import Card, card_digest, get_card, registered
-from ingest.commit import clear_stale, commit, committed_shards, find_finished
+from ingest.commit import clear_stale, commit, committed_shards, find_finished, take_staging
 from ingest.layout import Listing, Problem, list_items, walk
 from ingest.plan import ShardJob, plan_shards
 from ingest.readers import sniff
@@ -51,6 +54,7 @@ class Plan:
     jobs: list[ShardJob]
     finished: dict[str, ShardReport]  # jobs whose shard is already right, by name
     problems: list[Problem]
+    staging: Path
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +101,13 @@ def prepare(
     if not card.generator:
         total = len(listing.items)
         sources, problems = scan(card, root, listing.items, workers, _counter(progress, "scan", total))
-    staging = lake.staging(card.name)
     with explain_os_errors(lake.root, dataset=card.name, step="plan"):
-        staging.mkdir(parents=True, exist_ok=True)
-    jobs = plan_shards(card, root.absolute(), staging.absolute(), sources, lake.info["interpolation"], workers)
-    clear_stale(staging, jobs)
-    known = committed_shards(lake, card.name)
-    finished = {job.name: report for job in jobs if (report := find_finished(lake, job, known))}
-    return Plan(card, lake, listing, sources, jobs, finished, [*listing.problems, *problems])
+        staging = take_staging(lake, card.name)
+        jobs = plan_shards(card, root.absolute(), staging, sources, lake.info["interpolation"], workers)
+        clear_stale(staging, jobs)
+        known = committed_shards(lake, card.name)
+        finished = {job.name: report for job in jobs if (report := find_finished(lake, job, known))}
+    return Plan(card, lake, listing, sources, jobs, finished, [*listing.problems, *problems], staging)
 
 
 def _list(card: Card, source: Path | None, count: int | None) -> tuple[Path, Listing, list[Source]]:
@@ -185,11 +188,13 @@ def open_jobs(plan: Plan) -> list[ShardJob]:
     return [job for job in plan.jobs if job.name not in plan.finished]
 
 
-def build_all(jobs: list[ShardJob], workers: int) -> Iterator[ShardReport]:
+def build_all(jobs: list[ShardJob], workers: int) -> Generator[ShardReport, None, None]:
     """Build shards in `workers` processes (one: in this process), the largest first; reports come as they are done.
 
+    Closing it before its end, or an error, ends the processes at once.
+
     Raises:
-        LakeError: the disk is full.
+        LakeError: the disk is full, failed, or can't be written.
         WorkerDied: a worker process died.
     """
     if workers <= 1 or len(jobs) <= 1:
@@ -201,8 +206,6 @@ def build_all(jobs: list[ShardJob], workers: int) -> Iterator[ShardReport]:
             yield from (done.result() for done in as_completed([pool.submit(build_shard, j) for j in largest_first]))
         except BrokenProcessPool as error:
             raise WorkerDied(jobs[0].card.name) from error
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)  # after a failure, start nothing more
 
 
 def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:
@@ -217,7 +220,7 @@ def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:
         "interpolation": plan.lake.info["interpolation"],
         "counts": {name: getattr(counts, name) for name in Counts.__slots__},
     }
-    changed = commit(plan.lake, plan.card.name, reports, rejected, record)
+    changed = commit(plan.lake, plan.card.name, plan.staging, reports, rejected, record)
     organs: Counter[str] = Counter()
     for job, report in zip(plan.jobs, reports, strict=True):
         organs[job.sources[0].item.organ] += report.samples
@@ -268,18 +271,22 @@ def only_ingest(lake: Lake, dataset: str) -> Iterator[None]:
     """Hold the lock that keeps two ingests of one data set apart; it goes with the process, however that ends.
 
     Raises:
-        LakeError: another process is ingesting the data set.
+        LakeError: another process is ingesting the data set; the message says which. Or the lake is remote.
     """
-    with ExitStack() as stack, explain_os_errors(lake.root, dataset=dataset, step="lock"):
-        try:
-            stack.enter_context(locked(lake.root / ".staging" / f"{dataset}.lock", wait=False))
-        except BlockingIOError as error:
-            raise LakeError(
-                "Another process is ingesting this data set into this lake.",
-                dataset=dataset,
-                step="lock",
-                hint="Wait for it to end, then run the command again.",
-            ) from error
+    lake.check_writable()
+    path = lake.root / ".staging" / f"{dataset}.lock"
+    note = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    with ExitStack() as stack:
+        with explain_os_errors(lake.root, dataset=dataset, step="lock"):
+            try:
+                stack.enter_context(locked(path, wait=False, note=note))
+            except BlockingIOError as error:
+                raise LakeError(
+                    f"Another process is ingesting this data set into this lake ({path.read_text() or 'just begun'}).",
+                    dataset=dataset,
+                    step="lock",
+                    hint="Wait for it to end, then run the command again.",
+                ) from error
         yield
 
 
@@ -308,9 +315,10 @@ def ingest(
         plan = prepare(card, source, lake, workers=workers, count=count, progress=progress)
         jobs = open_jobs(plan)
         built = []
-        for report in build_all(jobs, workers):
-            built.append(report)
-            progress("build", len(built), len(jobs))
+        with closing(build_all(jobs, workers)) as reports:
+            for report in reports:
+                built.append(report)
+                progress("build", len(built), len(jobs))
         return finish(plan, built)
 
 

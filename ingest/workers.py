@@ -1,11 +1,7 @@
 """Processes that build shards on one machine."""
 
-import multiprocessing
-import os
-from concurrent.futures import ProcessPoolExecutor
-from threading import Thread
-
 from usdata.errors import LakeError
+from usdata.workers import Pool
 
 
 class WorkerDied(LakeError):
@@ -22,18 +18,6 @@ class WorkerDied(LakeError):
         )
 
 
-def process_pool(number: int) -> ProcessPoolExecutor:
-    """Fresh processes (a forked copy of Arrow's and OpenCV's threads would hang) that end with their parent."""
-    return ProcessPoolExecutor(number, multiprocessing.get_context("spawn"), initializer=_die_with_parent)
-
-
-def _die_with_parent() -> None:
-    """End this worker when the process that started it is gone: a killed run must leave nothing that works on."""
-    parent = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if parent is not None:
-            parent.join()
-            os._exit(1)
-
-    Thread(target=watch, name="parent-watch", daemon=True).start()
+def process_pool(number: int) -> Pool:
+    """`number` processes to build shards. What one is building when they end is lost; what is finished stays."""
+    return Pool(number)

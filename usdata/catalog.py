@@ -430,11 +430,14 @@ def write_duckdb(lake: Lake) -> None:
     """
     path = lake.root / "catalog.duckdb"  # the caller holds the lake's commit lock
     temporary = _duckdb_draft(lake)
-    temporary.unlink(missing_ok=True)
+    log = temporary.with_name(f"{temporary.name}.wal")
+    for left_over in (log, temporary):  # the log first: a new file must not find that of an older one
+        left_over.unlink(missing_ok=True)
     try:
         with duckdb.connect(str(temporary), config={"file_search_path": str(lake.root)}) as con:
             for name, select in _views(lake, relative=True).items():
                 con.execute(f"create view {name} as {select}")
+            con.execute("checkpoint")  # closing would do it too, but says nothing when the disk is full
     except duckdb.Error as error:
         raise LakeError(
             f"Can't write {path} ({_first_line(error)}).",

@@ -135,9 +135,7 @@ def verify(
         print_rows([finding.row() for finding in findings], json)
     wrong = [finding for finding in findings if finding.level != "note"]
     if wrong:
-        raise UsdataError(
-            f"{len(wrong)} things are wrong in {opened.root}.", hint="The column repair says what to do."
-        )
+        raise UsdataError(f"{len(wrong)} things are wrong in {opened.root}.", hint="The column repair says what to do.")
     say(f"{opened.root}: every byte is as it was written.")
 
 

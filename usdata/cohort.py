@@ -22,6 +22,7 @@ from usdata.lake import Lake
 from usdata.parts import coded, sorted_lines
 from usdata.reader import ShardIndex, ShardReader
 from usdata.schema import plain_type
+from usdata.seal import seal
 
 if TYPE_CHECKING:
     from usdata.loader import Loader
@@ -173,7 +174,8 @@ class Cohort:
         path = self.lake.root / "cohorts" / f"{name}.json"
         catalog = xxhash.xxh3_128("".join(file_xxh(p) for p in self.lake.catalog_files()).encode()).hexdigest()
         with explain_os_errors(path, step="save the cohort"), self.lake.commit_lock():
-            write_json(path, {"sql": self.sql, "catalog_xxh": catalog, "rows": self.rows, "ids_xxh": self.hash})
+            record = {"sql": self.sql, "catalog_xxh": catalog, "rows": self.rows, "ids_xxh": self.hash}
+            write_json(path, seal(record))
         return path
 
     def summary(self) -> list[dict[str, Any]]:

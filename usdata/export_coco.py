@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from usdata import __version__, png
+from usdata import __version__, mask_png, png
 from usdata.cohort import Cohort
 from usdata.errors import ConfigError, DataError, LakeError, nearest
 from usdata.export import (
@@ -355,10 +354,10 @@ class _Members:
     def mask(self, row: dict[str, Any]) -> tuple[bytes, NDArray[np.uint8]]:
         """The mask's PNG of a row (shard, mask_offset, mask_size), and its class indices of shape (256, 256)."""
         data = self._read(row, row["mask_offset"] or 0, row["mask_size"] or 0)
-        mask = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if data else None
-        if mask is None or mask.dtype != np.uint8 or mask.shape != (IMAGE_SIZE, IMAGE_SIZE):
-            raise self._damage(row, "The mask is not an 8-bit grey PNG of 256 x 256.")
-        return data, np.asarray(mask, np.uint8)
+        try:
+            return data, mask_png.decode(data)
+        except DataError as error:
+            raise self._damage(row, error.message) from error
 
     def _read(self, row: dict[str, Any], offset: int, size: int) -> bytes:
         if row["shard"] != self._name:

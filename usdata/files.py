@@ -14,15 +14,16 @@ import xxhash
 from usdata.errors import LakeError
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+_BROKEN = {errno.EIO}
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 @contextmanager
 def explain_os_errors(where: Path, *, dataset: str | None = None, step: str = "write") -> Iterator[None]:
-    """Turn a full disk or an unwritable place into a LakeError that says what to do; other OSErrors pass.
+    """Turn a full, failing or unwritable disk into a LakeError that says what to do; other OSErrors pass.
 
     Raises:
-        LakeError: no space left, or no permission to write.
+        LakeError: no space left, no permission to write, or the disk failed.
     """
     try:
         yield
@@ -41,6 +42,13 @@ def explain_os_errors(where: Path, *, dataset: str | None = None, step: str = "w
                 step=step,
                 hint="Give yourself write permission there, or choose another place with --lake DIR.",
             ) from error
+        if error.errno in _BROKEN:
+            raise LakeError(
+                f"The disk of {error.filename or where} failed ({error.strerror}).",
+                dataset=dataset,
+                step=step,
+                hint="Look after the disk (the system's log says more); then run the same command again.",
+            ) from error
         raise
 
 
@@ -51,7 +59,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Written under a temporary name in the same folder, flushed to the disk, then renamed. The name is always the same,
     so that what a killed run left is overwritten by the next; two writers of one path need a lock.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         with temporary.open("wb") as file:
@@ -66,20 +74,34 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 @contextmanager
-def locked(path: Path, wait: bool) -> Iterator[None]:
+def locked(path: Path, wait: bool, note: str = "") -> Iterator[None]:
     """Hold the lock file `path`; it goes with the process, however that ends.
+
+    Args:
+        note: written into the file, for whoever finds it locked.
 
     Raises:
         BlockingIOError: another process holds it and `wait` is False.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w") as file:
+    make_folder(path.parent)
+    with path.open("a") as file:  # "w" would wipe out the holder's note
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        file.truncate(0)
+        file.write(note)
+        file.flush()
         yield
 
 
+def make_folder(folder: Path) -> None:
+    """Make `folder` and what is missing above it, so that they survive a power cut like the files put into them."""
+    missing = [part for part in (folder, *folder.parents) if not part.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for part in reversed(missing):
+        sync_folder(part.parent)
+
+
 def sync_folder(folder: Path) -> None:
-    """Make the renames inside `folder` survive a power cut."""
+    """Make the changes of names inside `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

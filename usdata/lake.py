@@ -23,6 +23,7 @@ from usdata import __version__
 from usdata.errors import LakeError
 from usdata.files import explain_os_errors, locked, read_json, write_json
 from usdata.schema import FORMAT, IMAGE_SIZE
+from usdata.seal import seal
 
 if TYPE_CHECKING:
     import polars as pl
@@ -271,7 +272,7 @@ def _make(folder: Path, interpolation: str) -> None:
     with locked(folder / ".staging" / ".create.lock", wait=True):
         if not (folder / "lake.json").exists():
             head = {"format": FORMAT, "image_size": IMAGE_SIZE, "created_by": f"usdata {__version__}"}
-            write_json(folder / "lake.json", head | {"interpolation": interpolation})
+            write_json(folder / "lake.json", seal(head | {"interpolation": interpolation}))
 
 
 def _read_only(address: str) -> LakeError:

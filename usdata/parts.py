@@ -22,6 +22,7 @@ from usdata.schema import CLIMBING, CURATED, DERIVED, DISTINCT, SAMPLES, plain_t
 
 _ROW_GROUP = 131_072
 _ORDER = (("shard", "ascending"), ("offset", "ascending"))
+DAMAGED = (pa.ArrowException, OSError, ValueError)  # what pyarrow raises for a damaged file: UnicodeDecodeError, too
 _REPAIR = "Repair:  usdata catalog --rebuild"
 
 
@@ -105,7 +106,7 @@ def read_part(path: Path) -> pa.Table:
     """
     try:
         return pq.read_table(path, partitioning=None)
-    except (pa.ArrowInvalid, OSError) as error:
+    except DAMAGED as error:
         raise LakeError(f"{path} is damaged ({error}).", hint=_REPAIR) from error
 
 
@@ -140,7 +141,7 @@ def open_part(path: Path, dataset: str) -> Part:
         schema = meta.schema.to_arrow_schema()
     except FileNotFoundError:
         raise
-    except (pa.ArrowInvalid, OSError) as error:
+    except DAMAGED as error:
         raise LakeError(f"{path} is damaged ({error}).", hint=_REPAIR) from error
     for field in schema:
         _check_column(path, dataset, field)
@@ -255,7 +256,7 @@ def _read_rows(part: Part, wanted: Mapping[str, pa.DataType], rows: NDArray[np.i
             table = file.read_row_groups(groups.tolist(), columns=present)
     except FileNotFoundError:
         raise
-    except (pa.ArrowInvalid, OSError) as error:
+    except DAMAGED as error:
         raise LakeError(f"{part.path} is damaged ({error}).", dataset=part.dataset, hint=_REPAIR) from error
     read = np.diff(part.groups)[groups]
     if len(rows) < read.sum():

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from usdata import png
+from usdata import mask_png, png
 from usdata.errors import ConfigError, DataError, LakeError, nearest
 from usdata.files import Stamp
 from usdata.shard_map import WORD, ShardMap
@@ -142,13 +142,15 @@ class ShardReader:
         return out, known
 
     def _mask(self, shard: np.integer, offset: int, size: int) -> NDArray[np.uint8]:
+        if offset < 0 or offset + size > self._map.room[shard]:
+            raise self._damage(int(shard), offset, "The shard ends before the mask does.")
+        start = int(self._map.starts[shard]) + offset
         with self._map.held(np.array([shard])):
-            if offset >= 0 and offset + size <= self._map.room[shard]:
-                start = int(self._map.starts[shard]) + offset
-                mask = _decode_mask(self._map.bytes[start : start + size])
-                if mask is not None:
-                    return mask
-        raise self._damage(int(shard), offset, "The mask is not an 8-bit grey PNG of 256 x 256.")
+            data = self._map.bytes[start : start + size].tobytes()
+        try:
+            return mask_png.decode(data)
+        except DataError as error:
+            raise self._damage(int(shard), offset, error.message) from error
 
     def _copy(self, shards: NDArray[np.int32], offset: NDArray[np.int64], files: NDArray[np.uint8]) -> None:
         """Whole files into the rows of `files`.
@@ -174,13 +176,10 @@ class ShardReader:
             if bad.size:
                 raise self._damage_at(rows[bad[0]], "This is not a canonical PNG.")
             self._known[rows[new]] = True
-        if not self.checksums:
-            return
-        for row, file in zip(rows, files, strict=True):
-            try:
-                png.check(file[: png.SIZE])
-            except DataError as error:
-                raise self._damage_at(row, error.message) from error
+        if self.checksums:
+            wrong = np.flatnonzero(~png.crcs_fit(files))
+            if wrong.size:
+                raise self._damage_at(rows[wrong[0]], "The pixels do not match the file's checksums.")
 
     def _damage_at(self, row: np.integer, message: str) -> LakeError:
         return self._damage(int(self.index.shard[row]), int(self.index.offset[row]), message)
@@ -194,11 +193,3 @@ def file_buffer(n: int) -> NDArray[np.uint8]:
     room = np.empty(n * png.PITCH + _CACHE_LINE, np.uint8)
     start = -room.ctypes.data % _CACHE_LINE
     return room[start : start + n * png.PITCH].reshape(n, png.PITCH)
-
-
-def _decode_mask(data: NDArray[np.uint8]) -> NDArray[np.uint8] | None:
-    import cv2  # here, because most cohorts are read without masks
-
-    mask = cv2.imdecode(data, cv2.IMREAD_UNCHANGED) if data.size else None
-    fine = mask is not None and mask.dtype == np.uint8 and mask.shape == (png.SIDE, png.SIDE)
-    return np.asarray(mask, np.uint8) if fine else None

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from usdata import png
+from usdata import mask_png, png
 from usdata.batch import Batch, column_values
 from usdata.errors import ConfigError, DataError, LakeError
 from usdata.reader import ShardIndex
@@ -122,12 +122,10 @@ def _put(sample: dict[str, Any], name: str, place: int, window: Window) -> None:
     except (KeyError, DataError) as error:
         raise _damage(name, f"the image of {key} is missing or no canonical PNG") from error
     if window.masks is not None and window.has_mask is not None and "mask.png" in sample:
-        import cv2
-
-        mask = cv2.imdecode(np.frombuffer(sample["mask.png"], np.uint8), cv2.IMREAD_UNCHANGED)
-        if mask is None or mask.dtype != np.uint8 or mask.shape != (png.SIDE, png.SIDE):
-            raise _damage(name, f"the mask of {key} is not an 8-bit grey PNG of {png.SIDE} x {png.SIDE}")
-        window.masks[place], window.has_mask[place] = mask, True
+        try:
+            window.masks[place], window.has_mask[place] = mask_png.decode(sample["mask.png"]), True
+        except DataError as error:
+            raise _damage(name, f"the mask of {key} can't be read: {error.message}") from error
 
 
 def _said_id(data: bytes | None) -> str | None:

@@ -143,7 +143,8 @@ class StreamLoader:
     def _identity(self) -> dict[str, Any]:
         """All that the batches depend on: unlike those of `Loader`, also on ranks and on how images lie in shards."""
         names = ("seed", "gamma", "by", "epoch_size", "window")
-        same = {"loader": "stream", "images": len(self.index), "draws_per_epoch": self._slices.draws, "layout": self._layout}
+        same = {"loader": "stream", "images": len(self.index), "draws_per_epoch": self._slices.draws}
+        same |= {"layout": self._layout}
         ranks = {"ranks": self.world, "images_per_rank": self.batch_size}
         return same | ranks | self.fingerprint | {name: getattr(self, name) for name in names}
 

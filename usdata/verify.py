@@ -1,165 +1,98 @@
-"""Check a lake byte by byte against its manifests, and make its catalog anew from the shards."""
+"""Check a lake byte by byte: shards, catalog, manifests and everything else that stands in its folder.
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+Every byte of a shard is read once; hash, tar structure, images, masks and rows are checked while it is in the cache.
+One shard is the work of one process at a time; the findings are the same for any number of processes.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import xxhash
-
-from usdata import png
-from usdata.catalog import canonical, read_part, write_duckdb, write_part
-from usdata.errors import DataError, LakeError
-from usdata.files import explain_os_errors, file_xxh, write_json
+from usdata.errors import LakeError, nearest
+from usdata.files import file_stamp
+from usdata.finding import Finding
 from usdata.lake import Lake
-from usdata.schema import SAMPLES, table_of
-from usdata.shards import read_rows
+from usdata.rebuild import rebuild_catalog
+from usdata.verify_dataset import DatasetCheck
+from usdata.verify_lake import check_lake
+from usdata.verify_shard import ShardTask, check_shard
+from usdata.workers import in_order
+
+__all__ = ["Finding", "rebuild_catalog", "verify"]
+
+Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+_WORTH_A_PROCESS = 1 << 30  # bytes: a process is up after about the time in which another has read these
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing that is wrong: where, what, and the command that repairs it."""
-
-    dataset: str
-    file: str
-    sample: str | None
-    problem: str
-    repair: str
-
-    def row(self) -> dict[str, Any]:
-        """As a row of the printed table."""
-        return asdict(self)
+def _silent(what: str, done: int, total: int) -> None:
+    return None
 
 
-def verify(lake: Lake) -> list[Finding]:
-    """All that is wrong in a lake; an empty list if every byte is as it was written."""
-    return [finding for dataset in _all_datasets(lake) for finding in _verify_dataset(lake, dataset)]
+def verify(
+    lake: Lake, workers: int = 1, progress: Progress = _silent, datasets: Sequence[str] | None = None
+) -> list[Finding]:
+    """All that is wrong in a lake; an empty list if every byte is as it was written.
+
+    An ingest may go on meanwhile: a data set that it replaces is reported as changed, not as damaged.
+
+    Args:
+        workers: processes at most; a small lake is read in this one.
+        progress: called with ("verify", bytes read, bytes to read).
+        datasets: look at these only, and not at what belongs to none; None: everything.
+
+    Returns:
+        Findings of level `damage`, `changed` (run it again) and `note` (harmless), by data set, then of the whole lake.
+
+    Raises:
+        LakeError: the lake is remote, has no such data set, or a process died.
+    """
+    if lake.remote:
+        raise LakeError(
+            f"{lake.address} is remote: verify reads every byte, so it runs where the lake is.",
+            step="verify",
+            hint="There:  usdata verify --lake DIR",
+        )
+    names = _chosen(lake, datasets)
+    sizes = {name: _bytes(lake.shard_folder(name)) for name in names}
+    total, done = sum(sizes.values()), 0
+    checks: dict[str, DatasetCheck] = {}
+    findings: list[Finding] = []
+    finished = 0
+
+    def tasks() -> Iterator[ShardTask]:
+        for name in names:
+            checks[name] = DatasetCheck(lake, name)
+            yield from checks[name].tasks()
+
+    for result in in_order(check_shard, tasks(), min(workers, 1 + total // _WORTH_A_PROCESS), "verify"):
+        while names[finished] != result.dataset:  # results come in order: what stands before is complete
+            findings += checks.pop(names[finished]).finish()
+            finished += 1
+        checks[result.dataset].take(result)
+        done += result.size
+        progress("verify", done, total)
+    for name in names[finished:]:
+        findings += checks.pop(name).finish()
+    if datasets is None:
+        findings += check_lake(lake, whole=not any(f.level == "damage" for f in findings))
+    return findings
 
 
 def _all_datasets(lake: Lake) -> list[str]:
     """Every data set that left a trace: a lost catalog part or manifest is a finding, not a reason to look away."""
-    folders = [p.name for p in (lake.root / "shards").glob("*") if p.is_dir()]
+    folders = [p.name for p in (lake.root / "shards").glob("[!.]*") if p.is_dir()]
     manifests = [p.stem for p in (lake.root / "manifests").glob("[!.]*.json")]
-    return sorted({*lake.datasets(), *folders, *manifests})
+    quarantines = [p.stem for p in (lake.root / "quarantine").glob("[!.]*.parquet")]
+    return sorted({*lake.datasets(), *folders, *manifests, *quarantines})
 
 
-def _verify_dataset(lake: Lake, dataset: str) -> Iterator[Finding]:
-    again = _again(lake, dataset)
-    rebuild = f"usdata catalog --rebuild --lake {lake.root}"
-    path = str(lake.manifest(dataset))
-    try:
-        manifest = lake.read_manifest(dataset)
-    except LakeError as error:
-        yield Finding(dataset, path, None, error.message, f"rm {path}; {again}")
-        return
-    if manifest is None:
-        yield Finding(dataset, path, None, "the manifest is missing", again)
-        return
-    records = _shard_records(manifest)
-    rows: list[dict[str, Any]] = []
-    for name, record in records.items():
-        shard = lake.shard_folder(dataset) / name
-        problem = _shard_problem(shard, record)
-        if problem:
-            yield Finding(dataset, str(shard), None, problem, again)
-            continue
-        found = read_rows(shard, f"shards/{dataset}/{name}")
-        rows += found
-        yield from _verify_images(dataset, shard, found, again)
-    present = {p.name for p in lake.shard_folder(dataset).glob("*")}
-    for name in sorted(present - set(records)):
-        yield Finding(dataset, str(lake.shard_folder(dataset) / name), None, "not in the manifest", again)
-    yield from _verify_tables(lake, dataset, manifest, rows if records else None, again, rebuild)
+def _chosen(lake: Lake, datasets: Sequence[str] | None) -> list[str]:
+    names = _all_datasets(lake)
+    for name in datasets or ():
+        if name not in names:
+            raise LakeError(f"{lake.root} holds nothing of a data set {name!r}.{nearest(name, names)}", step="verify")
+    return names if datasets is None else sorted(set(datasets))
 
 
-def _shard_problem(shard: Path, record: dict[str, Any]) -> str | None:
-    if not shard.exists():
-        return "the shard is missing"
-    if shard.stat().st_size != record["size"]:
-        return f"{shard.stat().st_size} bytes instead of {record['size']}"
-    return None if file_xxh(shard) == record["xxh"] else "the bytes do not match their hash"
-
-
-def _verify_images(dataset: str, shard: Path, rows: list[dict[str, Any]], repair: str) -> Iterator[Finding]:
-    data = np.memmap(shard, np.uint8, "r")
-    for row in rows:
-        file = data[row["offset"] : row["offset"] + row["size"]]
-        try:
-            png.check(file)
-            if xxhash.xxh3_128(png.decode(file).tobytes()).hexdigest() != row["pixel_xxh"]:
-                raise DataError("pixel_xxh", "the pixels do not match pixel_xxh")
-        except DataError as error:
-            yield Finding(dataset, str(shard), row["sample_id"], error.message, repair)
-
-
-def _verify_tables(
-    lake: Lake, dataset: str, manifest: dict[str, Any], rows: list[dict[str, Any]] | None, again: str, rebuild: str
-) -> Iterator[Finding]:
-    part, quarantine = lake.catalog_part(dataset), lake.quarantine_part(dataset)
-    if not quarantine.exists() or file_xxh(quarantine) != manifest["quarantine_xxh"]:
-        yield Finding(dataset, str(quarantine), None, "missing, or not as it was written", again)
-    if rows is None:
-        return
-    if not part.exists():
-        yield Finding(dataset, str(part), None, "the catalog part is missing", rebuild)
-        return
-    try:
-        table = read_part(part)
-    except LakeError as error:
-        yield Finding(dataset, str(part), None, error.message, rebuild)
-        return
-    if file_xxh(part) != manifest["catalog_xxh"] or not canonical(table, SAMPLES).equals(_table(rows)):
-        yield Finding(dataset, str(part), None, "differs from what the shards say", rebuild)
-
-
-def _table(rows: list[dict[str, Any]]) -> pa.Table:
-    return canonical(table_of(rows), SAMPLES)
-
-
-def rebuild_catalog(lake: Lake) -> Iterator[str]:
-    """Make every catalog part anew from its shards; yields the names of the data sets as they are done.
-
-    Raises:
-        LakeError: a shard is damaged, or not one of those that the manifest lists: an ingest was killed while it
-            replaced the data set, and half of each must not be shown.
-    """
-    with explain_os_errors(lake.root, step="rebuild"), lake.commit_lock():
-        for folder in sorted(p for p in (lake.root / "shards").glob("*") if p.is_dir()):
-            dataset = folder.name
-            shards = sorted(folder.glob("*.tar"))
-            manifest = lake.read_manifest(dataset)
-            if manifest is not None:
-                _check_shards(lake, dataset, shards, manifest)
-            rows = [row for tar in shards for row in read_rows(tar, f"shards/{dataset}/{tar.name}")]
-            if not rows:
-                continue
-            write_part(lake.catalog_part(dataset), _table(rows))
-            if manifest is not None:
-                write_json(lake.manifest(dataset), manifest | {"catalog_xxh": file_xxh(lake.catalog_part(dataset))})
-            yield dataset
-        write_duckdb(lake)
-
-
-def _check_shards(lake: Lake, dataset: str, shards: list[Path], manifest: dict[str, Any]) -> None:
-    records = _shard_records(manifest)
-    for name in sorted({shard.name for shard in shards} | set(records)):
-        shard = lake.shard_folder(dataset) / name
-        problem = _shard_problem(shard, records[name]) if name in records else "not in the manifest"
-        if problem:
-            raise LakeError(
-                f"{shard}: {problem}.",
-                dataset=dataset,
-                step="rebuild",
-                hint=f"Make the shards right first:  {_again(lake, dataset)}",
-            )
-
-
-def _shard_records(manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """File name -> what the manifest says of that shard, for those that hold samples."""
-    return {f"{name}.tar": record for name, record in manifest["shards"].items() if record["samples"]}
-
-
-def _again(lake: Lake, dataset: str) -> str:
-    return f"usdata ingest {dataset} --from PATH --lake {lake.root}"
+def _bytes(folder: Path) -> int:
+    stamps = [file_stamp(path) for path in folder.glob("*.tar")] if folder.is_dir() else []
+    return sum(stamp[2] for stamp in stamps if stamp)  # an ingest may take one away meanwhile

@@ -25,6 +25,19 @@ target: size_mm
 masks: {kind: binary, classes: [background, nodule]}
 """
 
+ORGANS = ("breast", "heart", "lung", "thyroid")
+ORGANS_CARD = """
+name: NAME
+title: A user's own images of several organs
+citation: none
+licence: CC0-1.0
+commercial_use: "yes"
+redistribution: "yes"
+deid_profile: public
+layout:
+  image: 'images/(?P<organ>[a-z]+)/(?P<stem>[^/]+)\\.png'
+"""
+
 
 def write_image(path: Path, seed: int, side: int = 48) -> None:
     """A grey speckle image of its own."""
@@ -46,6 +59,14 @@ def write_folder(root: Path, images: int = 8) -> Path:
         lines.append(f"n{i:03d}.png,p{i // 2},{5 + i / 10}")
     (root / "labels.csv").write_text("\n".join(lines) + "\n")
     (root.parent / "mine.yaml").write_text(CARD)
+    return root
+
+
+def write_organs(root: Path, images: int, seed: int = 0, name: str = "mine") -> Path:
+    """`images` PNGs in folders of four organs, so that an ingest builds four shards; <name>.yaml beside."""
+    for i in range(images):
+        write_image(root / "images" / ORGANS[i % len(ORGANS)] / f"n{i:03d}.png", seed=1000 * seed + i)
+    (root.parent / f"{name}.yaml").write_text(ORGANS_CARD.replace("NAME", name))
     return root
 
 

@@ -164,7 +164,7 @@ def test_a_damaged_shard_is_found_by_verify_and_mended_by_the_same_command(folde
     data[50_000] ^= 4
     shard.write_bytes(data)
     findings = verify(Lake(tmp_path / "lake"))
-    assert [f.problem for f in findings if f.file == str(shard)] == ["the bytes do not match their hash"]
+    assert ["checksums" in f.problem for f in findings if f.file == str(shard)] == [True]
     assert "usdata ingest mine" in findings[0].repair
     run(folder, tmp_path / "lake")
     assert tree_digest(tmp_path / "lake") == good

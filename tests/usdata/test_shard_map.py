@@ -9,8 +9,8 @@ import pytest
 from fakes.shards import FakeShards, make_shards
 
 from usdata import reader as reader_module
-from usdata.errors import LakeError
 from usdata.batch import gather_from as compiled
+from usdata.errors import LakeError
 from usdata.reader import ShardReader
 from usdata.reader import gather_from as plain
 from usdata.shard_map import ShardMap

@@ -1,0 +1,147 @@
+"""Make the catalog anew from the shards alone, byte for byte as the ingest wrote it.
+
+Manifests can't be made from shards: they hold fingerprints of sources, which no shard knows, and what was rejected. A
+lost one is made again by the ingest, which finds that it must build the shards once more; so is a lost quarantine.
+"""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from usdata.catalog import canonical, write_duckdb, write_part
+from usdata.errors import LakeError
+from usdata.files import explain_os_errors, file_xxh, write_json
+from usdata.finding import again, rebuild, remove
+from usdata.lake import Lake
+from usdata.manifest import read_checked, with_samples
+from usdata.schema import SAMPLES
+from usdata.seal import KEY, seal
+from usdata.shard_rows import RowsTask, rows_of_shard
+from usdata.verify_shard import unpack_rows
+from usdata.workers import in_order
+
+Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+_WORTH_A_PROCESS = 1 << 30  # bytes; see `usdata.verify`
+
+
+def _silent(what: str, done: int, total: int) -> None:
+    return None
+
+
+def rebuild_catalog(lake: Lake, workers: int = 1, progress: Progress = _silent) -> Iterator[str]:
+    """Make every catalog part anew from its shards; yields the names of the data sets as they are done.
+
+    A data set is replaced whole or not at all; one that must be refused does not keep the others from being made.
+
+    Args:
+        workers: processes at most; a small lake is read in this one.
+        progress: called with ("rebuild", bytes read, bytes to read).
+
+    Raises:
+        LakeError: at the end: a shard is damaged, or not one of those that the manifest lists: an ingest was killed
+            while it replaced the data set, and half of each must not be shown. Or the lake is remote.
+    """
+    lake.check_writable()
+    folders = [p for p in sorted((lake.root / "shards").glob("[!.]*")) if p.is_dir()]
+    sizes = {folder.name: sum(tar.stat().st_size for tar in folder.glob("*.tar")) for folder in folders}
+    total, done = sum(sizes.values()), 0
+    refused: list[LakeError] = []
+
+    def advance(count: int) -> None:
+        nonlocal done
+        done += count
+        progress("rebuild", done, total)
+
+    with explain_os_errors(lake.root, step="rebuild"):
+        for folder in folders:
+            try:
+                processes = min(workers, 1 + sizes[folder.name] // _WORTH_A_PROCESS)
+                with lake.commit_lock():
+                    made = _rebuild_one(lake, folder.name, processes, advance)
+            except LakeError as error:
+                if error.dataset is None:  # no fault of the data set
+                    raise
+                refused.append(error)
+                continue
+            if made:
+                yield folder.name
+        with lake.commit_lock():
+            write_duckdb(lake)
+    if refused:
+        raise refused[0]
+
+
+def _rebuild_one(lake: Lake, dataset: str, workers: int, advance: Callable[[int], None]) -> bool:
+    """One data set's part; False if it has no shards."""
+    manifest = _manifest(lake, dataset)
+    jobs = _jobs(lake, dataset, manifest)
+    parts: list[pa.Table] = []
+    for job, found in zip(jobs, in_order(rows_of_shard, jobs, min(workers, len(jobs)), "rebuild"), strict=True):
+        if found.problem:
+            raise _refusal(lake, dataset, job.path, found.problem)
+        parts.append(unpack_rows(found.rows))
+        advance(found.size)
+    if not parts:
+        return False
+    write_part(lake.catalog_part(dataset), canonical(pa.concat_tables(parts), SAMPLES))
+    if manifest is not None:
+        _correct_manifest(lake, dataset, manifest)
+    return True
+
+
+def _manifest(lake: Lake, dataset: str) -> dict[str, Any] | None:
+    path = lake.manifest(dataset)
+    try:
+        return read_checked(lake, dataset)
+    except FileNotFoundError:
+        return None
+    except LakeError as error:
+        raise LakeError(
+            f"{path} is damaged: {error.message}.",
+            dataset=dataset,
+            step="rebuild",
+            hint=f"Make it anew first:  {remove(path, again(lake, dataset))}",
+        ) from error
+
+
+def _correct_manifest(lake: Lake, dataset: str, manifest: dict[str, Any]) -> None:
+    corrected = manifest | {"catalog_xxh": file_xxh(lake.catalog_part(dataset))}
+    corrected = seal(corrected) if KEY in manifest else corrected
+    if corrected != manifest:
+        write_json(lake.manifest(dataset), corrected)
+
+
+def _jobs(lake: Lake, dataset: str, manifest: dict[str, Any] | None) -> list[RowsTask]:
+    folder = lake.shard_folder(dataset)
+    present = {tar.name for tar in folder.glob("*.tar")}
+    records = with_samples(manifest) if manifest else {}
+    for name in sorted(present | set(records)):
+        problem = _misplaced(folder / name, records.get(name), manifest is not None)
+        if problem:
+            raise _refusal(lake, dataset, folder / name, problem)
+    return [
+        RowsTask(folder / name, f"shards/{dataset}/{name}", records[name]["xxh"] if manifest else None)
+        for name in sorted(present)
+    ]
+
+
+def _misplaced(shard: Path, record: dict[str, Any] | None, listed: bool) -> str | None:
+    if not listed:
+        return None
+    if record is None:
+        return "not in the manifest"
+    if not shard.exists():
+        return "the shard is missing"
+    size = shard.stat().st_size
+    return f"{size} bytes instead of {record['size']}" if size != record["size"] else None
+
+
+def _refusal(lake: Lake, dataset: str, shard: Path, problem: str) -> LakeError:
+    return LakeError(
+        f"{shard}: {problem}.",
+        dataset=dataset,
+        step="rebuild",
+        hint=f"Make the shards right first:  {again(lake, dataset)}\n  and then, if need be:  {rebuild(lake)}",
+    )

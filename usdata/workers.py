@@ -1,0 +1,94 @@
+"""Processes that share a command's work on one machine, and end with it."""
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.connection import Connection
+from threading import Thread
+from types import TracebackType
+from typing import ParamSpec, TypeVar
+
+from usdata.errors import LakeError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Pool(ProcessPoolExecutor):
+    """Fresh processes (a forked copy of Arrow's and OpenCV's threads would hang) that end with their parent.
+
+    Each holds the reading end of one pipe, and only the parent the writing end: the pipe closes when the parent closes
+    it or dies, whatever kills it. They end at once when a `with` fails.
+    """
+
+    def __init__(self, number: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        leash, self._hold = context.Pipe(duplex=False)
+        super().__init__(number, context, initializer=_end_with, initargs=(leash,))
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As the executor's, which starts processes here: they inherit what is blocked, and none is half started."""
+        with _blocked({signal.SIGINT, signal.SIGTERM}):
+            return super().submit(fn, *args, **kwargs)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None:  # a failure or an interruption: don't wait for what nobody will use
+            self._hold.close()
+        self.shutdown(wait=True, cancel_futures=True)
+        self._hold.close()
+
+
+@contextmanager
+def _blocked(signals: set[signal.Signals]) -> Iterator[None]:
+    """Keep signals waiting while something must not be interrupted."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _end_with(leash: Connection) -> None:
+    """End this worker when its pipe closes. Ctrl-C, sent to all processes of a terminal, stays blocked here."""
+
+    def watch() -> None:
+        leash.poll(None)  # nothing is ever sent: this returns when the other end is closed
+        os._exit(1)
+
+    Thread(target=watch, name="parent-watch", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int, step: str) -> Iterator[R]:
+    """`map` over `workers` processes (one: in this process): results in the order of the tasks, few of them waiting.
+
+    Raises:
+        LakeError: a process died.
+    """
+    if workers <= 1:
+        yield from map(function, tasks)
+        return
+    waiting: deque[Future[R]] = deque()
+    with Pool(workers) as pool:
+        try:
+            for task in tasks:
+                waiting.append(pool.submit(function, task))
+                if len(waiting) > 2 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        except BrokenProcessPool as error:
+            raise LakeError(
+                "A worker process died (killed, or out of memory).",
+                step=step,
+                hint="Run the same command again; fewer --workers need less memory. "
+                'In a script, call it under `if __name__ == "__main__":`.',
+            ) from error
