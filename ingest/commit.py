@@ -172,7 +172,7 @@ def _in_place(lake: Lake, dataset: str, staging: Path, manifest: dict[str, Any])
     if empty:
         return not part.exists()
     names = {f"{name}.tar" for name, r in manifest["shards"].items() if r["samples"]}
-    extra = {p.name for p in lake.shard_folder(dataset).iterdir()} - names
+    extra = {p.name for p in lake.shard_folder(dataset).glob("*.tar")} - names
     return not extra and part.exists() and file_xxh(part) == manifest["catalog_xxh"]
 
 
@@ -184,8 +184,8 @@ def _move_shards(lake: Lake, dataset: str, staging: Path, reports: list[ShardRep
         if staged.exists():
             staged.replace(folder / staged.name)
     names = {f"{report.name}.tar" for report in reports}
-    for left_over in [p for p in folder.iterdir() if p.name not in names]:
-        left_over.unlink()
+    for left_over in [p for p in folder.glob("*.tar") if p.name not in names and not p.is_dir()]:
+        left_over.unlink()  # what is no shard is not ours to remove; verify tells of it
     sync_folder(folder)
 
 

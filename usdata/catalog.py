@@ -15,6 +15,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cached_property
 from pathlib import Path
+from shlex import quote
+from threading import TIMEOUT_MAX
 from typing import Any, TypeVar
 
 import duckdb
@@ -117,7 +119,7 @@ class Catalog:
             self.check_unchanged()
             raise LakeError(
                 f"The catalog of {self.lake.root} can't be read ({_first_line(error)}).",
-                hint=f"Repair:  usdata catalog --rebuild --lake {self.lake.root}",
+                hint=f"What is wrong, and how to repair it:  usdata verify --lake {quote(str(self.lake.root))}",
             ) from error
         self.check_unchanged()
         con.execute(f"set allowed_paths = [{', '.join(literal(str(path)) for path in self._files)}]")
@@ -138,7 +140,9 @@ class Catalog:
 
     def check_unchanged(self) -> None:
         """Raise CatalogChanged if a part is no longer the one that was opened: rows of two states must not mix."""
-        if any(file_stamp(path) != stamp for path, stamp in self._files.items()):
+        curation = {self.lake.root / "catalog" / f"{name}.parquet" for name in CURATION}
+        new = any(path.exists() for path in curation - set(self._files))
+        if new or any(file_stamp(path) != stamp for path, stamp in self._files.items()):
             raise CatalogChanged(
                 f"The catalog of {self.lake.root} changed after it was opened: data was ingested meanwhile.",
                 step="query",
@@ -168,7 +172,9 @@ class Catalog:
             CatalogChanged: the catalog was replaced after this connection was opened.
         """
         _refuse_half_characters(text)
-        end = None if timeout is None else time.monotonic() + timeout
+        if timeout is not None and not timeout > 0:
+            raise QueryError(f"timeout is {timeout:g} s; it must be more than 0.")
+        end = None if timeout is None else time.monotonic() + min(timeout, TIMEOUT_MAX / 2)
         curated = self._curated and _ASKS.search(text) is not None
         try:
             try:
@@ -267,7 +273,7 @@ class Catalog:
         return self.query("from samples limit 0").column_names
 
     def _chosen(self, con: duckdb.DuckDBPyConnection, condition: str, curated: bool) -> duckdb.DuckDBPyRelation:
-        samples = con.sql("from samples")  # has no columns of ours that a condition could name
+        samples = con.sql("from samples").set_alias("samples")  # has no columns of ours that a condition could name
         samples.filter(condition)
         if (kind := str(samples.project(condition).types[0])) != "BOOLEAN":  # a filter takes any number but 0 for true
             raise QueryError(

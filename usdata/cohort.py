@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
@@ -53,6 +54,10 @@ class Cohort:
         self._settled = self.sql == "all"  # whether the condition is known to select the same samples each time
         self._catalog, self._rows = ask(lake, lambda catalog: (catalog, catalog.rows_where(self._where)))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, a cohort is its condition: opened again, it meets the lake as that is then."""
+        return Cohort, (self.lake, self.sql, self.name)
+
     @classmethod
     def open(cls, lake: Lake, expression: str) -> Cohort:
         """A saved cohort if `expression` is the name of one, else the cohort of that expression.
@@ -79,7 +84,8 @@ class Cohort:
             raise QueryError(
                 f"Cohort {expression!r} was saved with {record['rows']} samples ({record['ids_xxh'][:8]}…); the lake "
                 f"now gives {cohort.rows} ({cohort.hash[:8]}…).",
-                hint=f"Save what it selects now under a new name:  usdata cohort save NAME {record['sql']!r}",
+                hint=f"Accept what it selects now, or give it a new name:  usdata cohort save {expression} "
+                f"{shlex.quote(record['sql'])}",
             )
         return cohort
 
@@ -161,11 +167,17 @@ class Cohort:
             )
         self._settled = True
 
-    def save(self, name: str) -> Path:
+    def save(self, name: str, overwrite: bool = False) -> Path:
         """Write `cohorts/<name>.json` and return its path.
 
+        The same condition may be saved again: that accepts what it selects now.
+
+        Args:
+            overwrite: replace a cohort of that name that has another condition.
+
         Raises:
-            ConfigError: not a name.
+            ConfigError: not a name, or that of a cohort with another condition.
+            LakeError: the cohort of that name is damaged, or the lake can't be written.
         """
         if not _NAME.fullmatch(name) or name in _RESERVED:
             raise ConfigError(f"{name!r} can't name a cohort: use lower-case letters, digits, - and _, a letter first.")
@@ -174,9 +186,19 @@ class Cohort:
         path = self.lake.root / "cohorts" / f"{name}.json"
         catalog = xxhash.xxh3_128("".join(file_xxh(p) for p in self.lake.catalog_files()).encode()).hexdigest()
         with explain_os_errors(path, step="save the cohort"), self.lake.commit_lock():
+            if not overwrite:
+                self._check_name_free(name)
             record = {"sql": self.sql, "catalog_xxh": catalog, "rows": self.rows, "ids_xxh": self.hash}
             write_json(path, seal(record))
         return path
+
+    def _check_name_free(self, name: str) -> None:
+        if name in saved(self.lake) and (record := _record(self.lake, name))["sql"] != self.sql:
+            raise ConfigError(
+                f"{name!r} is saved already, with {record['rows']} samples and another condition: {record['sql']}",
+                hint="Take another name, or replace it:  "
+                f"usdata cohort save {name} {shlex.quote(self.sql)} --overwrite",
+            )
 
     def summary(self) -> list[dict[str, Any]]:
         """Images, patients, clips and masks by data set and organ."""
@@ -290,6 +312,8 @@ class Cohort:
             )
         from usdata.loader import Loader
 
+        if unknown := set(streaming or {}) - {"window", "split", "cache_bytes"}:
+            raise ConfigError(f"streaming has no {min(unknown)!r}; it has window, split and cache_bytes.")
         codes, _ = self.groups(by)
         return Loader(
             self.index(columns, mask),
@@ -379,21 +403,29 @@ class Cohort:
         return WindowReader(index, shards, source, mask)
 
     def batches(self, batch_size: int, columns: Sequence[str] = (), mask: bool = False) -> Iterator[dict[str, Any]]:
-        """Every sample once, in the cohort's order; the last batch may be smaller."""
+        """Every sample once, in the cohort's order; the last batch may be smaller.
+
+        Raises:
+            ConfigError: a batch size below 1.
+        """
+        from usdata.epochs import whole_number
+
+        batch_size = whole_number("batch_size", batch_size, least=1)
         if self.lake.remote:
             from usdata.streaming import in_order
 
-            yield from in_order(self._windows(columns, mask), columns, batch_size)
-            return
+            return in_order(self._windows(columns, mask), columns, batch_size)
         from usdata.batch import Assembler
 
         assembler = Assembler(self.index(columns, mask), columns, mask, spare=2)
-        for start in range(0, self.rows, batch_size):
-            yield assembler.batch(np.arange(start, min(start + batch_size, self.rows)))
+        starts = range(0, self.rows, batch_size)
+        return (assembler.batch(np.arange(start, min(start + batch_size, self.rows))) for start in starts)
 
     def images(self, rows: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """Images in the cohort's order, or those at the places `rows`: shape (n, 256, 256), uint8; 64 KiB each."""
-        rows = np.arange(self.rows) if rows is None else rows
+        rows = np.arange(self.rows) if rows is None else np.asarray(rows)
+        if rows.dtype.kind not in "iu" or (rows.size and not (rows.min() >= 0 and rows.max() < self.rows)):
+            raise ConfigError(f"Places in this cohort are whole numbers from 0 to {self.rows - 1}.")
         if self.lake.remote:
             from usdata.streaming import some_images
 
@@ -416,6 +448,14 @@ def _words_xxh(column: pa.ChunkedArray) -> str:
 
 def _or_minus_one(column: pa.ChunkedArray) -> NDArray[np.int64]:
     return pc.fill_null(column, -1).to_numpy()
+
+
+def saved_rows(lake: Lake, name: str) -> int | None:
+    """Number of samples that a cohort was saved with; None if there is none of that name, or its file is damaged."""
+    try:
+        return int(_record(lake, name)["rows"]) if name in saved(lake) else None
+    except (LakeError, TypeError, ValueError):
+        return None
 
 
 def saved_records(lake: Lake) -> list[dict[str, Any]]:

@@ -19,8 +19,13 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 
 
 @contextmanager
-def explain_os_errors(where: Path, *, dataset: str | None = None, step: str = "write") -> Iterator[None]:
+def explain_os_errors(
+    where: Path, *, dataset: str | None = None, step: str = "write", elsewhere: str = "with --lake DIR"
+) -> Iterator[None]:
     """Turn a full, failing or unwritable disk into a LakeError that says what to do; other OSErrors pass.
+
+    Args:
+        elsewhere: how to choose another place.
 
     Raises:
         LakeError: no space left, no permission to write, or the disk failed.
@@ -40,7 +45,7 @@ def explain_os_errors(where: Path, *, dataset: str | None = None, step: str = "w
                 f"Can't write to {error.filename or where} ({error.strerror}).",
                 dataset=dataset,
                 step=step,
-                hint="Give yourself write permission there, or choose another place with --lake DIR.",
+                hint=f"Give yourself write permission there, or choose another place {elsewhere}.",
             ) from error
         if error.errno in _BROKEN:
             raise LakeError(

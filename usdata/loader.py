@@ -5,11 +5,9 @@ b·G to (b + 1)·G − 1, where G = batch_size · world, and rank r has the r-th
 batches of 128 see together what one rank with batches of 256 sees, and the state of a loader is one number per epoch.
 """
 
-import math
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
 from functools import cached_property
 from threading import Lock
 from typing import Any
@@ -19,9 +17,9 @@ import xxhash
 from numpy.typing import NDArray
 
 from usdata.batch import Assembler, Batch
+from usdata.epochs import Epochs
 from usdata.errors import ConfigError
 from usdata.reader import ShardIndex
-from usdata.resume import make_state, resume
 from usdata.sampling import BalancedSampler, EpochSampler, GroupIndex, Sampler
 
 __all__ = ["Loader", "ShardIndex", "read_batch"]
@@ -29,7 +27,7 @@ __all__ = ["Loader", "ShardIndex", "read_batch"]
 _AHEAD = 1 << 14  # draws made at once: a draw costs little, starting a stretch of them much
 
 
-class Loader:
+class Loader(Epochs):
     """Iterating gives the batches of one epoch; then `epoch` is one higher.
 
     A batch holds `image`, uint8 (B, 1, 256, 256), a strided view of memory that is used again only after you have let
@@ -59,9 +57,6 @@ class Loader:
             left out.
         checksums: check each image's checksums, not only its structure: slower, finds any flipped bit.
 
-    Attributes:
-        epoch: number of the epoch that comes next, or is being delivered.
-
     Raises:
         ConfigError: a value that makes no sense, an empty cohort, or an epoch without a batch for each rank.
     """
@@ -85,56 +80,24 @@ class Loader:
         drop_last: bool = False,
         checksums: bool = False,
     ) -> None:
-        if not len(index):
-            raise ConfigError("The cohort is empty: there is nothing to load.", hint="What there is:  usdata catalog")
-        epoch_size = len(index) if epoch_size is None else epoch_size
-        for name, value in {"batch_size": batch_size, "epoch_size": epoch_size, "world": world}.items():
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be 1 or more.")
-        if not 0 <= rank < world:
-            raise ConfigError(f"rank is {rank}; among {world} ranks it must be 0 to {world - 1}.")
-        if workers < 0:
-            raise ConfigError(f"workers is {workers}; it must be 0 or more.")
-        self.index, self.batch_size, self.gamma, self.by, self.seed = index, batch_size, gamma, by, int(seed)
-        self.epoch_size, self.workers, self.rank, self.world = epoch_size, workers, rank, world
-        self.fingerprint, self.drop_last = dict(fingerprint or {}), drop_last
-        self.epoch = 0
-        self._delivered = 0  # batches of this epoch that the consumer has
-        self._turn = 0  # number of the newest iterator; older ones are dead
-        self._draws = self._whole_draws()
+        super().__init__(
+            len(index),
+            batch_size=batch_size,
+            gamma=gamma,
+            by=by,
+            seed=seed,
+            epoch_size=epoch_size,
+            workers=workers,
+            rank=rank,
+            world=world,
+            fingerprint=fingerprint,
+            drop_last=drop_last,
+        )
+        self.index = index
         self._sampler = self._make_sampler(groups)
         self._drawn: tuple[int, int, NDArray[np.int64]] = (-1, -1, np.empty(0, np.int64))  # epoch, stretch, rows
         self._drawing = Lock()
-        self._assembler = Assembler(index, columns, mask, checksums, spare=workers + 2)
-
-    def __len__(self) -> int:
-        """Batches per epoch of this rank (the same for each rank)."""
-        return -(-self._draws // (self.batch_size * self.world))
-
-    def __iter__(self) -> Iterator[Batch]:
-        self._turn += 1
-        return self._deliver(self._turn)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, a few plain values (JSON), the same on every rank.
-
-        What was delivered counts, never what was only prepared.
-        """
-        whole = self._delivered == len(self)
-        epoch, batch = (self.epoch + 1, 0) if whole else (self.epoch, self._delivered)
-        return make_state(self._identity(), epoch=epoch, batch=batch, batch_size=self.batch_size, world=self.world)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the loader stood that gave `state`: the next batch is the one that would have come.
-
-        What may differ is told in `usdata.resume`; among it the number of workers and, where a batch begins at the
-        same draw, `batch_size` and `world`. A refused state leaves the loader as it was.
-
-        Raises:
-            ConfigError: no state of a loader, or of one that draws other images; the message says why.
-        """
-        self.epoch, self._delivered = resume(state, self._identity(), batch_size=self.batch_size, world=self.world)
-        self._turn += 1
+        self._assembler = Assembler(index, columns, mask, checksums, spare=self.workers + 2)
 
     def _identity(self) -> dict[str, Any]:
         """All that the sequence of images depends on; where they lie is no part of it, if the cohort vouches for them.
@@ -142,7 +105,7 @@ class Loader:
         With `gamma`, draws follow from the groups and do not know `epoch_size`, only how many are delivered. Without,
         it is the other way round.
         """
-        same: dict[str, Any] = {"loader": "random access", "images": len(self.index), "draws_per_epoch": self._draws}
+        same: dict[str, Any] = {"loader": "random access", "images": len(self.index), "draws_per_epoch": self.draws}
         same |= {"seed": self.seed, "gamma": self.gamma}
         if isinstance(self._sampler, BalancedSampler):
             same |= {"by": self.by, "groups": self._sampler.index.digest}
@@ -158,26 +121,6 @@ class Loader:
             digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
-    def _whole_draws(self) -> int:
-        """Draws per epoch that are delivered, after `drop_last`."""
-        whole = self.batch_size * self.world
-        full, rest = divmod(self.epoch_size, whole)
-        if self.drop_last and not full:
-            raise ConfigError(
-                f"An epoch of {self.epoch_size} images has no batch of {self.batch_size} for {self.world} rank(s).",
-                hint="Lower batch_size, raise epoch_size, or leave drop_last out.",
-            )
-        if self.drop_last:
-            return full * whole
-        if self.gamma is not None:
-            return math.ceil(self.epoch_size / whole) * whole
-        if 0 < rest < self.world:
-            raise ConfigError(
-                f"The last batch of an epoch of {self.epoch_size} images has {rest} for {self.world} ranks.",
-                hint="Choose another epoch_size, or drop_last=True.",
-            )
-        return self.epoch_size
-
     def _make_sampler(self, groups: NDArray[np.integer] | GroupIndex | None) -> Sampler:
         if self.gamma is None:
             return EpochSampler(len(self.index), self.seed, self.epoch_size)
@@ -187,25 +130,6 @@ class Loader:
         if len(sampler.index.order) != len(self.index):
             raise ConfigError(f"{len(self.index)} images, but {len(sampler.index.order)} groups.")
         return sampler
-
-    def _deliver(self, turn: int) -> Iterator[Batch]:
-        if self._delivered == len(self):
-            self._next_epoch()
-        numbers = range(self._delivered, len(self))
-        with closing(self._filled(self.epoch, numbers)) as batches:
-            for number in numbers:
-                if turn != self._turn:
-                    raise RuntimeError("this iterator is over: another one was made, or a state was loaded")
-                yield self._counted(number, next(batches))  # no name here: it would keep the memory in use
-        if turn == self._turn:
-            self._next_epoch()
-
-    def _counted(self, number: int, batch: Batch) -> Batch:
-        self._delivered = number + 1
-        return batch
-
-    def _next_epoch(self) -> None:
-        self.epoch, self._delivered = self.epoch + 1, 0
 
     def _filled(self, epoch: int, numbers: range) -> Generator[Batch, None, None]:
         """The batches in order, filled by threads a few ahead of the consumer."""
@@ -231,7 +155,7 @@ class Loader:
         start = group * ahead * whole
         with self._drawing:
             if self._drawn[:2] != (epoch, group):
-                stop = min(start + ahead * whole, self._draws)
+                stop = min(start + ahead * whole, self.draws)
                 self._drawn = epoch, group, self._sampler.draw(epoch, start, stop)
             rows = self._drawn[2][place * whole : (place + 1) * whole]
         first, last = (len(rows) * rank // self.world for rank in (self.rank, self.rank + 1))

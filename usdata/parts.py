@@ -40,6 +40,7 @@ def _layout(table: pa.Table) -> dict[str, Any]:
         "compression": "zstd",
         "row_group_size": _ROW_GROUP,
         "store_schema": True,
+        "write_page_checksum": True,  # any flipped bit of a value can be found, also where no manifest has a hash
         "use_dictionary": [name for name in leaves if name not in (*DISTINCT, *climbing)],
         "column_encoding": dict.fromkeys(climbing, "DELTA_BINARY_PACKED"),
         "sorting_columns": pq.SortingColumn.from_ordering(table.schema, _ORDER) if in_order(table) else None,

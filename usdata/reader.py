@@ -157,7 +157,7 @@ class ShardReader:
 
         While images come from the disk, all of them are asked for before the first is waited for: four times as fast.
         """
-        outside = (offset + png.PITCH > self._map.room[shards]) | (offset % WORD != 0)
+        outside = (offset > self._map.room[shards] - png.PITCH) | (offset % WORD != 0)
         if outside.any():  # a tar file's members start at whole blocks, and end a good way before the file does
             bad = int(outside.argmax())
             raise self._damage(int(shards[bad]), int(offset[bad]), "The shard ends before the image does.")

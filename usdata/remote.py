@@ -36,6 +36,9 @@ _AT_ONCE = 8  # small files fetched at a time
 _PACKAGES = {"s3": "usdata[s3]", "s3a": "usdata[s3]", "gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs"}
 
 
+CHOOSE_CACHE = "with USDATA_CACHE=DIR in the environment"
+
+
 def cache_folder() -> Path:
     """Where mirrors and fetched shards are kept: $USDATA_CACHE, else the platform's folder for caches."""
     import platformdirs
@@ -104,7 +107,7 @@ class Remote:
         """
         key = xxhash.xxh3_64(repr((self.url, sorted(self._options.items(), key=str))).encode()).hexdigest()
         home = cache_folder() / "lakes" / key
-        with explain_os_errors(home, step="mirror the catalog"):
+        with explain_os_errors(home, step="mirror the catalog", elsewhere=CHOOSE_CACHE):
             home.mkdir(parents=True, exist_ok=True, mode=0o700)
             with locked(home / ".lock", wait=True):  # of several ranks, one fetches and the others find
                 for draft in home.glob(".draft-*"):
@@ -120,8 +123,9 @@ class Remote:
             listing = self._list()
             text = repr(sorted((name, e.size, e.stamp) for name, e in listing.items()))
             state = home / xxhash.xxh3_64(text.encode()).hexdigest()
-            if not state.exists():
-                reason = self._try_state(home, state, listing)
+            if state.exists() and not self._whole(state, listing):  # a power cut, or somebody's cleaning
+                _remove(home, state)
+            reason = "" if state.exists() else self._try_state(home, state, listing)
             if not reason:
                 self._listing = listing
                 return state
@@ -151,12 +155,19 @@ class Remote:
             draft.rename(state)
         return reason
 
+    def _whole(self, state: Path, listing: Mapping[str, _Entry]) -> bool:
+        """Whether every listed file is there with its size."""
+        folder = state / self._folder_name()
+        return all(_size(folder / name) == entry.size for name, entry in listing.items())
+
     def _known(self, home: Path) -> dict[tuple[str, _Entry], Path]:
         """The files of other states that are here: what did not change is not fetched again."""
         known = {}
         for listing in home.glob("[!.]*/listing.json"):
             for name, entry in read_json(listing).items():
-                known[name, _Entry(*entry)] = listing.parent / self._folder_name() / name
+                path, wanted = listing.parent / self._folder_name() / name, _Entry(*entry)
+                if _size(path) == wanted.size:
+                    known[name, wanted] = path
         return known
 
     def _save(self, name: str, known: Path | None, path: Path) -> None:
@@ -276,7 +287,7 @@ def _connect(url: str, options: Mapping[str, Any]) -> tuple[Any, str]:
             f"Reading {protocol}:// needs a package that is not installed ({error}).",
             hint=f"Install it:  pip install '{package}'" if package else None,
         ) from error
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, TypeError, AttributeError) as error:  # file systems that want other arguments
         raise LakeError(
             f"{url} can't be opened: {describe(error)}.", hint="An address begins like s3://bucket/lake."
         ) from error
@@ -303,11 +314,22 @@ def _remove_unused(home: Path) -> None:
         descriptor = os.open(state, os.O_RDONLY)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(state)
+            _remove(home, state)
         except BlockingIOError:
             pass  # in use
         finally:
             os.close(descriptor)
+
+
+def _remove(home: Path, state: Path) -> None:
+    """Remove a state. Killed meanwhile, it leaves a draft, which the next opening removes, not half a state."""
+    grave = home / f".draft-{state.name}"
+    state.rename(grave)
+    shutil.rmtree(grave)
+
+
+def _size(path: Path) -> int | None:
+    return path.stat().st_size if path.is_file() else None
 
 
 def transient_errors() -> tuple[type[Exception], ...]:

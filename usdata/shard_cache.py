@@ -22,7 +22,7 @@ import xxhash
 from usdata.errors import ConfigError, LakeError
 from usdata.files import explain_os_errors, file_stamp, locked
 from usdata.lake import Lake
-from usdata.remote import Remote, cache_folder, describe, refuse_hopeless, transient_errors
+from usdata.remote import CHOOSE_CACHE, Remote, cache_folder, describe, refuse_hopeless, transient_errors
 
 CACHE_BYTES = 50 * 2**30  # limit of the cache where none is given
 _HASH = re.compile(r"[0-9a-f]{32}")
@@ -154,7 +154,7 @@ class ShardCache:
     def __init__(self, remote: Remote, limit: int | None = None, folder: Path | None = None) -> None:
         self.remote, self.limit = remote, _limit() if limit is None else limit
         self.folder = folder or cache_folder() / "shards"
-        with explain_os_errors(self.folder, step="make the cache"):
+        with explain_os_errors(self.folder, step="make the cache", elsewhere=CHOOSE_CACHE):
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def check_room(self, needed: int) -> None:
@@ -172,7 +172,7 @@ class ShardCache:
         Raises:
             LakeError: it can't be had, or the lake changed.
         """
-        with explain_os_errors(self.folder, step="fetch"):
+        with explain_os_errors(self.folder, step="fetch", elsewhere=CHOOSE_CACHE):
             held = self._hold(shard)
             for _ in range(_ROUNDS):
                 if held:
@@ -197,7 +197,7 @@ class ShardCache:
             CancelledError: `stop` was set.
         """
         path, draft = self._path(shard), self.folder / f".{shard.xxh}.tmp"
-        with explain_os_errors(self.folder, step="fetch"):
+        with explain_os_errors(self.folder, step="fetch", elsewhere=CHOOSE_CACHE):
             if path.exists():
                 return
             with _only(draft, stop) as file:

@@ -9,7 +9,7 @@ import ctypes
 import mmap
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
@@ -21,7 +21,7 @@ from usdata.files import Stamp, file_stamp
 
 WORD = 8  # bytes
 _MAP_FIXED = 0x10  # Linux, macOS and the BSDs agree
-_MOST_SHARDS = 16_384  # mapped at a time: Linux allows a process 65,530 mappings
+_MOST_SHARDS = 4096  # mapped at a time: each takes up to two of the 65,530 mappings that Linux allows a process
 _EVICT = 8  # a full map drops its eighth, those not read for longest
 
 
@@ -93,9 +93,10 @@ class ShardMap:
 
     def will_need(self, starts: NDArray[np.integer], size: int) -> None:
         """Ask the system to read `size` bytes from each of these addresses ahead, all at once."""
-        firsts = np.sort(starts) // mmap.PAGESIZE * mmap.PAGESIZE
-        for first in firsts.tolist():
-            self._memory.madvise(mmap.MADV_WILLNEED, first, size + mmap.PAGESIZE)
+        for start in np.sort(starts).tolist():
+            first = start // mmap.PAGESIZE * mmap.PAGESIZE
+            with suppress(OSError):  # it is only a hint
+                self._memory.madvise(mmap.MADV_WILLNEED, first, start - first + size)
 
     def _map_all(self, numbers: NDArray[np.integer]) -> None:
         with self._lock:
@@ -111,7 +112,8 @@ class ShardMap:
         """Give the addresses of `n` shards that nobody reads back to nothing; fewer if there are fewer."""
         idle = np.flatnonzero(self._mapped & (self._readers == 0))
         for number in idle[np.argsort(self._last[idle], kind="stable")[:n]].tolist():
-            _map_at(self._address(number), int(self.room[number]), None)
+            if self.room[number]:
+                _map_at(self._address(number), int(self.room[number]), None)
             self._mapped[number] = False
 
     def _map(self, number: int) -> None:

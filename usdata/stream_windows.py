@@ -118,7 +118,7 @@ class WindowReader:
 def _put(sample: dict[str, Any], name: str, place: int, window: Window) -> None:
     key = sample["__key__"]
     try:
-        window.images[place] = png.decode(sample["png"])
+        png.read_checked(np.frombuffer(sample["png"], np.uint8), window.images[place])
     except (KeyError, DataError) as error:
         raise _damage(name, f"the image of {key} is missing or no canonical PNG") from error
     if window.masks is not None and window.has_mask is not None and "mask.png" in sample:

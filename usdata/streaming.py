@@ -5,10 +5,8 @@ unpacks them with webdataset. The batches follow from the plan alone, so that wo
 requests can change when a batch comes, but never what is in it.
 """
 
-import math
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing
 from functools import cached_property
 from itertools import pairwise
 from threading import Event
@@ -19,8 +17,8 @@ import xxhash
 from numpy.typing import NDArray
 
 from usdata.batch import Batch
+from usdata.epochs import Epochs, whole_number
 from usdata.errors import ConfigError
-from usdata.resume import make_state, resume
 from usdata.shard_cache import Shard
 from usdata.stream_plan import EpochPlan, Part, Slices, StreamPlan, Visit
 from usdata.stream_windows import StreamAssembler, WindowReader, Windows
@@ -28,7 +26,7 @@ from usdata.stream_windows import StreamAssembler, WindowReader, Windows
 _AHEAD = 4  # batches planned ahead, whose windows are being loaded
 
 
-class StreamLoader:
+class StreamLoader(Epochs):
     """Iterating gives the batches of one epoch; then `epoch` is one higher. The batches are as those of `Loader`.
 
     Which images come: see `usdata.stream_plan`. For each group one window is held in memory, 64 KiB per image: with
@@ -45,9 +43,6 @@ class StreamLoader:
         window: shards of a group that are shuffled together.
         split: `shards`: an error if a group has fewer shards than there are ranks; `samples`: then ranks read the same
             shards and take different images of them.
-
-    Attributes:
-        epoch: number of the epoch that comes next, or is being delivered.
 
     Raises:
         ConfigError: a value that makes no sense, an empty cohort, too few shards of a group, or a cache in which the
@@ -75,75 +70,42 @@ class StreamLoader:
         split: str = "shards",
     ) -> None:
         index = reader.index
-        if not len(index):
-            raise ConfigError("The cohort is empty: there is nothing to load.", hint="What there is:  usdata catalog")
-        epoch_size = len(index) if epoch_size is None else epoch_size
-        whole = {"batch_size": batch_size, "epoch_size": epoch_size, "world": world, "window": window}
-        for name, value in whole.items():
-            if value < 1:
-                raise ConfigError(f"{name} is {value}; it must be 1 or more.")
-        if not 0 <= rank < world:
-            raise ConfigError(f"rank is {rank}; among {world} ranks it must be 0 to {world - 1}.")
-        if workers < 0:
-            raise ConfigError(f"workers is {workers}; it must be 0 or more.")
+        super().__init__(
+            len(index),
+            batch_size=batch_size,
+            gamma=gamma,
+            by=by,
+            seed=seed,
+            epoch_size=epoch_size,
+            workers=workers,
+            rank=rank,
+            world=world,
+            fingerprint=fingerprint,
+            drop_last=drop_last,
+        )
         if split not in ("shards", "samples"):
             raise ConfigError(f"split is {split!r}; it can be 'shards' or 'samples'.")
-        self.index, self.batch_size, self.gamma, self.by, self.seed = index, batch_size, gamma, by, int(seed)
-        self.epoch_size, self.workers, self.rank, self.world = epoch_size, workers, rank, world
-        self.fingerprint, self.drop_last = dict(fingerprint or {}), drop_last
-        self.window, self.split = window, split
-        self.epoch = 0
-        self._delivered = 0  # batches of this epoch that the consumer has
-        self._turn = 0  # number of the newest iterator; older ones are dead
-        self._slices = Slices(_whole_draws(epoch_size, batch_size * world, world, gamma, drop_last), batch_size, world)
+        self.index, self.window, self.split = index, whole_number("window", window, least=1), split
+        self._slices = Slices(self.draws, self.batch_size, self.world)
         self._plan = StreamPlan(
             codes,
             names,
             index.shard,
-            gamma=gamma,
+            gamma=self.gamma,
             seed=self.seed,
-            epoch_size=epoch_size,
+            epoch_size=self.epoch_size,
             slices=self._slices,
-            window=window,
+            window=self.window,
             split=split,
         )
         reader.source.check_room(self._room(reader.shards))
         self._reader = reader
         self._assembler = StreamAssembler(index, columns, reader.mask)
 
-    def __len__(self) -> int:
-        """Batches per epoch of this rank (the same for each rank)."""
-        return len(self._slices)
-
-    def __iter__(self) -> Iterator[Batch]:
-        self._turn += 1
-        return self._deliver(self._turn)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Where the loader stands, a few plain values (JSON), the same on every rank.
-
-        What was delivered counts, never what was only prepared.
-        """
-        whole = self._delivered == len(self)
-        epoch, batch = (self.epoch + 1, 0) if whole else (self.epoch, self._delivered)
-        return make_state(self._identity(), epoch=epoch, batch=batch, batch_size=self.batch_size, world=self.world)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where the loader stood that gave `state`: the next batch is the one that would have come.
-
-        Workers, columns, masks and cache may differ, and the place of the lake: a stream of a local lake goes on from
-        its copy on S3. A refused state leaves the loader as it was.
-
-        Raises:
-            ConfigError: no state of a stream, or of one that shows other images; the message says why.
-        """
-        self.epoch, self._delivered = resume(state, self._identity(), batch_size=self.batch_size, world=self.world)
-        self._turn += 1
-
     def _identity(self) -> dict[str, Any]:
         """All that the batches depend on: unlike those of `Loader`, also on ranks and on how images lie in shards."""
         names = ("seed", "gamma", "by", "epoch_size", "window")
-        same = {"loader": "stream", "images": len(self.index), "draws_per_epoch": self._slices.draws}
+        same = {"loader": "stream", "images": len(self.index), "draws_per_epoch": self.draws}
         same |= {"layout": self._layout}
         ranks = {"ranks": self.world, "images_per_rank": self.batch_size}
         return same | ranks | self.fingerprint | {name: getattr(self, name) for name in names}
@@ -162,22 +124,6 @@ class StreamLoader:
         windows = sum(int(np.sort(sizes[ring.shards])[-self.window :].sum()) for ring in self._plan.rings.values())
         return min(windows, int(sizes.sum()))
 
-    def _deliver(self, turn: int) -> Iterator[Batch]:
-        if self._delivered == len(self):
-            self._next_epoch()
-        numbers = range(self._delivered, len(self))
-        with closing(self._filled(self.epoch, numbers)) as batches:
-            for number, batch in zip(numbers, batches, strict=True):
-                if turn != self._turn:
-                    raise RuntimeError("this iterator is over: another one was made, or a state was loaded")
-                self._delivered = number + 1
-                yield batch
-        if turn == self._turn:
-            self._next_epoch()
-
-    def _next_epoch(self) -> None:
-        self.epoch, self._delivered = self.epoch + 1, 0
-
     def _filled(self, epoch: int, numbers: range) -> Generator[Batch, None, None]:
         """The batches in order; the windows of the next few are loaded meanwhile."""
         plan = EpochPlan(self._plan, epoch, self.rank, numbers.start)
@@ -193,26 +139,6 @@ class StreamLoader:
                     yield self._assembler.batch(*waiting.popleft(), windows)
             while waiting:
                 yield self._assembler.batch(*waiting.popleft(), windows)
-
-
-def _whole_draws(epoch_size: int, whole: int, world: int, gamma: float | None, drop_last: bool) -> int:
-    """Draws per epoch that are delivered in batches of `whole` over all ranks; as `Loader` counts them."""
-    full, rest = divmod(epoch_size, whole)
-    if drop_last and not full:
-        raise ConfigError(
-            f"An epoch of {epoch_size} images has no batch of {whole // world} for {world} rank(s).",
-            hint="Lower batch_size, raise epoch_size, or leave drop_last out.",
-        )
-    if drop_last:
-        return full * whole
-    if gamma is not None:
-        return math.ceil(epoch_size / whole) * whole
-    if 0 < rest < world:
-        raise ConfigError(
-            f"The last batch of an epoch of {epoch_size} images has {rest} for {world} ranks.",
-            hint="Choose another epoch_size, or drop_last=True.",
-        )
-    return epoch_size
 
 
 def in_order(reader: WindowReader, columns: Sequence[str], batch_size: int, workers: int = 2) -> Iterator[Batch]:

@@ -135,6 +135,18 @@ def test_a_second_run_builds_nothing_and_writes_nothing(folder, tmp_path):
     assert before == after
 
 
+def test_strange_files_beside_the_shards_are_left_and_hide_nothing(folder, tmp_path):
+    run(folder, tmp_path / "lake")
+    shards = tmp_path / "lake/shards/mine"
+    (shards / "@eaDir").mkdir()
+    (shards / "notes.md").write_text("mine")
+    report = run(folder, tmp_path / "lake")
+    assert (report.changed, (shards / "notes.md").read_text()) == (False, "mine")
+    write_image(folder / "images/benign/n000.png", seed=99)
+    assert run(folder, tmp_path / "lake").changed
+    assert (shards / "notes.md").exists() and Lake(tmp_path / "lake").datasets() == ["mine"]
+
+
 def test_a_changed_file_rebuilds_only_its_shard_and_gives_the_bytes_of_a_fresh_run(tmp_path, monkeypatch):
     monkeypatch.setattr("ingest.plan.MAX_SAMPLES", 4)
     folder = write_folder(tmp_path / "source", images=8)

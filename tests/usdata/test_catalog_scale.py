@@ -259,6 +259,29 @@ def test_curation_s_columns_come_however_they_are_asked_for(fake, query):
     assert answer.to_pylist() == wanted.rename_columns(answer.column_names).to_pylist()
 
 
+def test_a_condition_may_name_the_view_to_ask_about_other_samples(fake):
+    where = "exists(select 1 from samples s where s.patient = samples.patient and s.organ <> samples.organ)"
+    wanted = fake.sql(f"select count(*) as n from samples where {where}")["n"][0].as_py()
+    assert fake.cohort(where).rows == wanted
+    with pytest.raises(QueryError):
+        fake.cohort("samples._row = 0")
+
+
+def test_splits_that_come_after_a_cohort_was_opened_are_noticed(copy):
+    (copy.root / "catalog/splits.parquet").rename(copy.root / "later")
+    cohort = Lake(copy.root).cohort("all")
+    (copy.root / "later").rename(copy.root / "catalog/splits.parquet")
+    with pytest.raises(LakeError, match="changed after it was opened"):
+        cohort.table(["split"])
+
+
+@pytest.mark.parametrize("timeout", [0, -1, float("nan")])
+def test_a_time_that_is_none_is_refused(fake, timeout):
+    with pytest.raises(QueryError, match="must be more than 0"):
+        fake.sql("select 1 as a", timeout=timeout)
+    assert fake.sql("select 1 as a", timeout=float("inf")).to_pylist() == [{"a": 1}]
+
+
 def test_the_connection_that_joins_is_locked_too(fake):
     for query in ("select split, content from samples, read_text('/etc/passwd')", 'set threads = 1; select "group"'):
         with pytest.raises(QueryError):

@@ -1,6 +1,8 @@
 """A cohort is a condition with a fixed order and a hash; a saved one notices when the lake changed under it."""
 
 import json
+import pickle
+import sys
 
 import numpy as np
 import pytest
@@ -8,8 +10,9 @@ import xxhash
 
 from ingest.card import get_card
 from ingest.run import ingest
+from usdata import cli
 from usdata.cohort import saved
-from usdata.errors import ConfigError, QueryError
+from usdata.errors import ConfigError, LakeError, QueryError
 from usdata.lake import Lake
 
 
@@ -63,6 +66,54 @@ def test_a_saved_cohort_refuses_a_lake_that_gives_other_samples(lake):
         lake.cohort("mine")
 
 
+def test_the_name_of_a_cohort_with_another_condition_is_refused_unless_it_is_to_be_replaced(lake):
+    path = lake.cohort("organ = 'breast'").save("mine")
+    before = path.read_bytes()
+    with pytest.raises(ConfigError, match="another condition: organ = 'breast'") as caught:
+        lake.cohort("organ = 'liver'").save("mine")
+    assert "usdata cohort save mine 'organ = '\"'\"'liver'\"'\"'' --overwrite" in str(caught.value)
+    assert path.read_bytes() == before
+    lake.cohort("organ = 'liver'").save("mine", overwrite=True)
+    assert lake.cohort("mine").sql == "organ = 'liver'"
+
+
+def test_the_same_condition_saved_again_accepts_what_it_selects_now(lake):
+    lake.cohort("organ = 'breast'").save("mine")
+    ingest(get_card("phantom"), None, lake, count=40)
+    now = lake.cohort("organ = 'breast'")
+    now.save("mine")
+    assert lake.cohort("mine").hash == now.hash
+
+
+def test_the_command_line_tells_how_many_samples_a_cohort_had_before(lake, monkeypatch, capsys):
+    def save(*words: str) -> tuple[int, str]:
+        monkeypatch.setattr(sys, "argv", ["usdata", "cohort", "save", "mine", *words, "--lake", str(lake.root)])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+            raise SystemExit(0)
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    code, said = save("organ = 'breast'")
+    before = lake.cohort("mine").rows
+    assert code == 0 and f"{before} samples, " in said and "before" not in said
+    ingest(get_card("phantom"), None, lake, count=40)
+    code, said = save("organ = 'breast'")
+    after = lake.cohort("mine").rows
+    assert code == 0 and after > before and f"{after} samples (it was saved before, with {before})" in said
+    assert save("all")[0] == 1
+    code, said = save("all", "--overwrite")
+    assert code == 0 and f"40 samples (it was saved before, with {after})" in said
+
+
+def test_a_damaged_cohort_is_replaced_only_on_demand(lake):
+    path = lake.cohort("all").save("mine")
+    path.write_text("{}")
+    with pytest.raises(LakeError, match="damaged"):
+        lake.cohort("all").save("mine")
+    lake.cohort("all").save("mine", overwrite=True)
+    assert lake.cohort("mine").rows == 24
+
+
 def test_an_unknown_name_gives_the_nearest_saved_one(lake):
     lake.cohort("all").save("thyroid-train")
     with pytest.raises(QueryError, match="Did you mean 'thyroid-train'"):
@@ -102,3 +153,25 @@ def test_the_summary_counts_images_patients_and_masks(phantom_lake):
     rows = phantom_lake.cohort("organ = 'breast'").summary()
     assert rows[0]["images"] == rows[0]["has_mask"] == 32
     assert rows[0]["patients"] > 1
+
+
+@pytest.mark.parametrize("size", [0, -5, 2.5])
+def test_batches_of_no_size_are_refused_at_once(phantom_lake, size):
+    with pytest.raises(ConfigError, match="batch_size is"):
+        phantom_lake.cohort().batches(size)
+
+
+@pytest.mark.parametrize("places", [[-1], [10**6], [True, False], [0.5]])
+def test_images_are_asked_for_by_their_places(phantom_lake, places):
+    with pytest.raises(ConfigError, match="whole numbers from 0"):
+        phantom_lake.cohort().images(places)
+
+
+def test_a_pickled_cohort_is_its_condition(phantom_lake):
+    cohort = phantom_lake.cohort("organ = 'breast'")
+    assert pickle.loads(pickle.dumps(cohort)).hash == cohort.hash
+
+
+def test_a_setting_that_no_stream_has_is_refused(phantom_lake):
+    with pytest.raises(ConfigError, match="streaming has no 'wndow'"):
+        phantom_lake.cohort().loader(4, streaming={"wndow": 3})

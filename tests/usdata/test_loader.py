@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -390,6 +390,12 @@ def test_a_batch_goes_to_another_device_with_its_memory_as_it_lies(fake: FakeSha
         assert sent.untyped_storage().nbytes() == len(part) * png.PITCH
 
 
+def test_a_part_of_the_pixels_goes_to_a_device_as_torch_does_it(fake: FakeShards) -> None:
+    images = read_batch(fake.index, np.arange(12))["image"]
+    for part in (images[..., :128], images[:, :, :100], images[:2, :, 16:]):
+        assert to_device(part, torch.device("meta")).shape == part.shape
+
+
 def test_a_batch_of_another_kind_goes_to_a_device_as_torch_does_it(fake: FakeShards) -> None:
     images = read_batch(fake.index, np.arange(3))["image"].contiguous()
     sent = to_device(images, torch.device("meta"))
@@ -408,3 +414,66 @@ def test_pinned_batches_arrive_on_the_gpu_whole(fake: FakeShards) -> None:
         assert batch["image"].is_pinned()
         sent = to_device(batch["image"], torch.device("cuda"))
         assert np.array_equal(sent[:, 0].cpu().numpy(), fake.images[batch["width"].numpy()])
+
+
+# --- where batches would come twice, or not at all -------------------------------------------------------------------
+
+
+def test_inside_a_dataloader_with_several_processes_it_refuses(fake: FakeShards) -> None:
+    class Wrapped(torch.utils.data.IterableDataset):
+        def __iter__(self) -> Iterator[Any]:
+            return iter(Loader(fake.index, fake.codes, batch_size=8))
+
+    with pytest.raises(ConfigError, match="every worker process would deliver every batch"):
+        next(iter(torch.utils.data.DataLoader(Wrapped(), batch_size=None, num_workers=2)))
+    assert len(list(torch.utils.data.DataLoader(Wrapped(), batch_size=None, num_workers=0))) == 8
+
+
+def test_an_iterator_that_is_over_changes_no_epoch(fake: FakeShards) -> None:
+    loader = Loader(fake.index, fake.codes, batch_size=8)
+    over, current = iter(loader), iter(loader)
+    for _ in range(len(loader)):
+        next(current)
+    with pytest.raises(RuntimeError, match="this iterator is over"):
+        next(over)
+    assert list(current) == []
+    assert loader.epoch == 1
+
+
+def test_setting_the_epoch_begins_it(fake: FakeShards) -> None:
+    loader, other = (Loader(fake.index, fake.codes, batch_size=8, columns=("sample_id",)) for _ in range(2))
+    for _ in range(5):
+        list(other)
+    next(iter(loader))
+    loader.epoch = 5
+    assert [b["sample_id"] for b in loader] == [b["sample_id"] for b in other]
+
+
+def test_numbers_of_numpy_make_a_state_of_plain_ones(fake: FakeShards) -> None:
+    sizes = {"batch_size": np.int64(8), "world": np.int32(1), "seed": np.uint8(3), "epoch_size": np.int64(40)}
+    loader = Loader(fake.index, fake.codes, gamma=np.float32(0.5), **sizes)
+    next(iter(loader))
+    loader.load_state_dict(json.loads(json.dumps(loader.state_dict())))
+    plain = Loader(fake.index, fake.codes, batch_size=8, seed=3, epoch_size=40)
+    plain.load_state_dict(loader.state_dict())
+
+
+@pytest.mark.parametrize(
+    "setting", [{"batch_size": 2.5}, {"epoch_size": 10.5}, {"seed": "x"}, {"gamma": "x"}, {"workers": 1.5}]
+)
+def test_what_is_no_number_is_refused(fake: FakeShards, setting: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(setting))} is "):
+        Loader(fake.index, fake.codes, **{"batch_size": 8, **setting})
+
+
+def test_an_iterator_does_not_go_on_in_a_forked_process(fake: FakeShards) -> None:
+    batches = iter(Loader(fake.index, fake.codes, batch_size=8, workers=2))
+    next(batches)
+    child = os.fork()
+    if not child:
+        try:
+            next(batches)
+        except RuntimeError:
+            os._exit(7)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7

@@ -20,7 +20,7 @@ from usdata.errors import LakeError, UsdataError
 from usdata.files import file_xxh
 from usdata.lake import Lake
 from usdata.rebuild import rebuild_catalog
-from usdata.remote import Patience, Remote
+from usdata.remote import Patience, Remote, _remove
 
 COUNTS = "select organ, count(*) as n from samples group by organ order by organ"
 
@@ -373,3 +373,35 @@ def test_a_mirror_on_a_read_only_disk_is_told(proxy, monkeypatch, tmp_path):
     with pytest.raises(LakeError, match="Can't write"):
         far(proxy)
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
+
+
+# --- a mirror that lost something ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("lost", ["lake.json", "catalog/samples", "manifests", "listing.json"])
+def test_a_mirror_of_which_files_are_gone_is_fetched_again(local, cache, lost):
+    address = f"file://{local.root}"
+    folder = Lake(address).root.parent
+    gone = [p for p in folder.rglob("*") if lost in str(p.relative_to(folder)) and p.is_file()]
+    assert gone
+    for path in gone:
+        path.unlink()
+    again = Lake(address)
+    assert again.sql(COUNTS).equals(local.sql(COUNTS))
+    assert again.datasets() == local.datasets()
+
+
+def test_a_state_whose_removal_was_killed_is_no_state(local, cache, monkeypatch):
+    address = f"file://{local.root}"
+    folder = Lake(address).root.parent
+
+    def killed(path: Path) -> None:
+        next(path.rglob("*.parquet")).unlink()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("usdata.remote.shutil.rmtree", killed)
+        _remove(folder.parent, folder)
+    assert not folder.exists()
+    assert Lake(address).sql(COUNTS).equals(local.sql(COUNTS))
+    assert not list(folder.parent.glob(".draft-*"))

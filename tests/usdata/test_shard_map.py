@@ -113,7 +113,17 @@ def test_a_shard_replaced_after_the_index_was_made_is_refused(tmp_path: Path) ->
         reader.images(np.array([2]))
 
 
-@pytest.mark.parametrize("shift", [1, 4, 7])
+def test_an_empty_shard_can_be_dropped_like_any_other(tmp_path: Path) -> None:
+    fake = make_shards(tmp_path, {"lung": 4}, per_shard=2)
+    (tmp_path / "empty.tar").write_bytes(b"")
+    memory = ShardMap(tmp_path, ["empty.tar", *fake.index.shards], most=1)
+    for number in (0, 1, 2, 0, 1):
+        with memory.held(np.array([number])):
+            pass
+    assert np.flatnonzero(memory._mapped).tolist() == [1]
+
+
+@pytest.mark.parametrize("shift", [1, 4, 7, 2**63 - 8 - 2**20])
 def test_an_offset_that_no_tar_file_has_is_damage(tmp_path: Path, shift: int) -> None:
     fake = make_shards(tmp_path, {"lung": 2})
     fake.index.offset[1] += shift

@@ -190,6 +190,15 @@ def copy(local: Lake, tmp_path: Path) -> Path:
     return tmp_path / "copy"
 
 
+def test_a_flipped_pixel_of_a_local_shard_is_found(copy):
+    path = sorted((copy / "shards").rglob("*.tar"))[0]
+    data = bytearray(path.read_bytes())
+    data[data.index(b"\x89PNG") + 30_000] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(LakeError, match="no canonical PNG"):
+        list(stream(Lake(copy).cohort()))
+
+
 def test_wrong_bytes_at_the_source_are_no_endless_loop(copy, server, proxy):
     upload(copy, server[0], "bucket/wrong")
     store, path = bucket(server[0]), "bucket/wrong/shards/phantom/phantom-breast-000000.tar"
