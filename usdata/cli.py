@@ -7,15 +7,18 @@ verb runs. Exit codes: 0 success, 1 an expected failure (one message, no traceba
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from usdata.errors import QueryError, UsdataError
+from usdata.errors import LakeError, QueryError, UsdataError
+
+if TYPE_CHECKING:
+    from usdata.finding import Finding
 
 LakeOption = Annotated[
     str, typer.Option("--lake", help="The lake's folder; or, to read, an address like s3://bucket/lake.", metavar="DIR")
@@ -74,7 +77,7 @@ def catalog(
     opened = Lake(lake)
     if rebuild:
         with byte_bar(quiet=json) as progress:
-            for name in rebuild_catalog(opened, workers or cores(), progress):
+            for name in rebuild_catalog(opened, workers or cores(), progress, say):
                 say(f"rebuilt {name}")
     query = """select dataset, count(*) as images, count(distinct patient) as patients,
         count(distinct clip) as clips, count(*) filter (has_mask) as masks,
@@ -127,15 +130,23 @@ def verify(
     from usdata.console import print_rows, say
     from usdata.lake import Lake
     from usdata.verify import verify as check
+    from usdata.verify_lake import check_head
 
-    opened = Lake(lake)
+    def tell(findings: "Sequence[Finding]") -> None:
+        if findings or json:
+            print_rows([finding.row() for finding in findings], json)
+        if wrong := sum(finding.level != "note" for finding in findings):
+            raise UsdataError(f"{wrong} things are wrong in {lake}.", hint="The column repair says what to do.")
+
+    try:
+        opened = Lake(lake)
+    except LakeError:
+        if (Path(lake) / "lake.json").is_file():
+            tell(check_head(Path(lake).absolute()))
+        raise
     with byte_bar(quiet=json) as progress:
         findings = check(opened, workers or cores(), progress, dataset or None)
-    if findings or json:
-        print_rows([finding.row() for finding in findings], json)
-    wrong = [finding for finding in findings if finding.level != "note"]
-    if wrong:
-        raise UsdataError(f"{len(wrong)} things are wrong in {opened.root}.", hint="The column repair says what to do.")
+    tell(findings)
     say(f"{opened.root}: every byte is as it was written.")
 
 
@@ -160,16 +171,19 @@ def report(
 def cohort_save(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits, - and _.")],
     expression: Annotated[str, typer.Argument(help="SQL condition over the view samples, or all.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace one with another condition.")] = False,
     lake: LakeOption = DEFAULT_LAKE,
 ) -> None:
     """Save a selection by its condition, with the hash of the samples it selects today."""
-    from usdata.cohort import Cohort
+    from usdata.cohort import Cohort, saved_rows
     from usdata.console import say
     from usdata.lake import Lake
 
     cohort = Cohort(Lake(lake), expression)
-    path = cohort.save(name)
-    say(f"{path}: {cohort.rows:,} samples, {cohort.hash}")
+    before = saved_rows(cohort.lake, name)
+    path = cohort.save(name, overwrite)
+    was = "" if before is None else f" (it was saved before, with {before:,})"
+    say(f"{path}: {cohort.rows:,} samples{was}, {cohort.hash}")
 
 
 @cohort_app.command("ls")

@@ -6,6 +6,9 @@ What its images' licences allow is said each time: `Exported.rights`. COCO is in
 
 import gzip
 import json
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +20,7 @@ import pyarrow.parquet as pq
 
 from usdata.cohort import Cohort
 from usdata.errors import ConfigError, LakeError, QueryError, nearest
-from usdata.files import explain_os_errors, replacing
+from usdata.files import explain_os_errors, sync_folder
 from usdata.schema import CURATED, DERIVED, plain_type
 
 PART_ROWS = 100_000  # rows in memory at a time
@@ -99,11 +102,12 @@ def condition(cohort: Cohort) -> str:
     return "true" if cohort.sql == "all" else f"(\n{cohort.sql}\n)"
 
 
-def check_target(cohort: Cohort, out: Path, overwrite: bool) -> None:
-    """Refuse what can't or shouldn't be written, before any work is done.
+def check_target(cohort: Cohort, out: Path, overwrite: bool) -> Path:
+    """Where `out` is, links followed; refuses what can't or shouldn't be written, before any work is done.
 
     Raises:
-        ConfigError: an empty cohort, something there already, no folder to write into, or a place inside the lake.
+        ConfigError: an empty cohort, something there already, no folder to write into, a place inside the lake, or a
+            folder that the lake is in.
     """
     if not cohort.rows:
         raise ConfigError(
@@ -112,14 +116,32 @@ def check_target(cohort: Cohort, out: Path, overwrite: bool) -> None:
         )
     if out.name in ("", ".."):
         raise ConfigError(f"{str(out)!r} names no file or folder that could be made.", hint="For example:  -o export")
-    if not out.absolute().parent.is_dir():
-        raise ConfigError(f"No folder {out.absolute().parent} to write {out.name} into.", hint="Make it with mkdir -p.")
-    root = cohort.lake.root.resolve()
-    if out.resolve() == root or root in out.resolve().parents:
+    place, root = Path(os.path.realpath(out)), cohort.lake.root.resolve()
+    if not place.parent.is_dir():
+        raise ConfigError(f"No folder {place.parent} to write {out.name} into.", hint="Make it with mkdir -p.")
+    if place == root or root in place.parents:
         raise ConfigError(f"{out} is inside the lake {root}; a file there would be taken for a part of it.")
-    there = any(out.iterdir()) if out.is_dir() else out.exists()
-    if there and not overwrite:
+    if place in root.parents:
+        raise ConfigError(
+            f"The lake {root} is inside {out}, which an export would replace.", hint="Choose another place with -o."
+        )
+    check_free(place, overwrite)
+    return place
+
+
+def check_free(out: Path, overwrite: bool) -> None:
+    """Refuse to replace what is at `out`, unless `overwrite`; asked again when an export is about to appear there.
+
+    Raises:
+        ConfigError: a file, or a folder with something in it, is there.
+    """
+    if is_there(out) and not overwrite:
         raise ConfigError(f"{out} is there already.", hint="Replace it with --overwrite, or choose another name.")
+
+
+def is_there(out: Path) -> bool:
+    """Whether a file, or a folder with something in it, is at `out`."""
+    return any(out.iterdir()) if out.is_dir() else os.path.lexists(out)
 
 
 def check_columns(cohort: Cohort, columns: Sequence[str]) -> list[str]:
@@ -150,6 +172,38 @@ def explained(out: Path) -> Iterator[None]:
         raise
 
 
+@contextmanager
+def drafting(out: Path) -> Iterator[Path]:
+    """A new folder beside `out` to write an export in; what is still in it at the end is removed.
+
+    Nobody else has its name: exports to one place at once do not meet before the last rename, and a user's file,
+    whatever it is called, is never taken for a draft. Only a killed run leaves one: `.usdata-export-…`.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=".usdata-export-", dir=out.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def writing(out: Path, overwrite: bool) -> Iterator[IO[bytes]]:
+    """A binary file that appears at `out` when the block ends without an error, and leaves no trace otherwise.
+
+    Raises:
+        ConfigError: without `overwrite`, something appeared there meanwhile.
+    """
+    with drafting(out) as folder:
+        new = folder / "new"  # opened as any file, so that the user's umask says who may read it
+        with new.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        check_free(out, overwrite)
+        new.replace(out)
+        sync_folder(out.parent)
+
+
 def write_table(cohort: Cohort, out: Path, columns: Sequence[str] = (), overwrite: bool = False) -> Exported:
     """One row per sample, in the cohort's order, to a `.csv`, `.csv.gz` or `.parquet` file.
 
@@ -157,7 +211,7 @@ def write_table(cohort: Cohort, out: Path, columns: Sequence[str] = (), overwrit
     tell them apart. Parquet keeps every type. `sample_id` is always there: it names the row, and no line is blank.
 
     Args:
-        out: the file; its ending chooses the format.
+        out: the file; its ending chooses the format. If it is a link, what it points to is written.
         columns: of the view `samples`, after `sample_id`; all if empty.
         overwrite: replace what is there.
 
@@ -169,13 +223,13 @@ def write_table(cohort: Cohort, out: Path, columns: Sequence[str] = (), overwrit
     if ending is None:
         near = nearest(out.suffix, TABLES)
         raise ConfigError(f"{out.name!r} ends in none of {', '.join(TABLES)}.{near}")
-    check_target(cohort, out, overwrite)
+    place = check_target(cohort, out, overwrite)
     known = check_columns(cohort, columns)
     wanted = list(columns) or known
     if "sample_id" not in wanted:
         wanted = ["sample_id", *wanted]
     rights = rights_of(cohort)
-    with explained(out), replacing(out) as file:
+    with explained(out), writing(place, overwrite) as file:
         _write(parts(cohort, wanted, PART_ROWS), file, ending)
     return Exported(out, cohort.rows, rights)
 

@@ -10,12 +10,14 @@ form is
 """
 
 import csv
+import errno
 import json
 import math
-import shutil
+import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import IO, Any
 
@@ -30,14 +32,18 @@ from usdata.export import (
     Exported,
     Rights,
     check_columns,
+    check_free,
     check_target,
     condition,
+    drafting,
     explained,
+    is_there,
     parts,
     rights_of,
+    writing,
 )
 from usdata.export_objects import Per, objects_of
-from usdata.files import read_json, replacing, sync_folder
+from usdata.files import read_json, sync_folder
 from usdata.schema import IMAGE_SIZE
 
 _COLUMNS = (
@@ -46,7 +52,9 @@ _COLUMNS = (
 )
 _OURS = {"width": "source_width", "height": "source_height"}  # COCO means the sides of the stored image by these
 _BATCH = 2_000  # rows as Python objects at a time
-_FOLDER = {"annotations.json", "LICENCES.csv", "images", "masks"}  # what an export may replace
+_ANNOTATIONS = "annotations.json"
+_FILES, _FOLDERS = (_ANNOTATIONS, "LICENCES.csv"), ("images", "masks")  # all that an export writes into its folder
+_MEANWHILE = (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY)  # names that another run moved away or put there
 
 
 def write_coco(
@@ -63,12 +71,12 @@ def write_coco(
     """Write a cohort in COCO form, whole or not at all.
 
     Args:
-        out: a `.json` file, or a folder (a name without an ending).
+        out: a `.json` file, or a folder (a name without an ending). If it is a link, what it points to is written.
         images, masks: also write the PNG files; a folder only.
         per: one object for each connected piece of a class (`component`), or for all of it in an image (`class`).
         like: an earlier export whose category numbers are kept, so that train and val agree.
         columns: more catalog columns to give with each image; `width` becomes `source_width`.
-        overwrite: replace an earlier export.
+        overwrite: replace an earlier export; of a folder only if it holds nothing that no export wrote.
 
     Raises:
         ConfigError: an unknown column, a class that `like` does not know, a folder that holds other files, or see
@@ -83,42 +91,132 @@ def write_coco(
         )
     if out.suffix not in ("", ".json"):
         raise ConfigError(f"COCO is written to a .json file or a folder without an ending, not {out.name!r}.")
-    check_target(cohort, out, overwrite)
+    if not out.suffix:
+        with explained(out):
+            _put_back(Path(os.path.realpath(out)))
+    place = check_target(cohort, out, overwrite)
+    if not out.suffix:
+        _check_ours(place)
     check_columns(cohort, columns)
     if out.suffix == ".json" and (images or masks):
         raise ConfigError("Image files need a folder.", hint=f"Give them one:  -o {out.with_suffix('')}")
     job = _Job(cohort, rights_of(cohort), _categories(cohort, like), per, images, masks, tuple(columns))
     with explained(out):
         if out.suffix == ".json":
-            with replacing(out) as file:
+            with writing(place, overwrite) as file:
                 job.write(file, None)
         else:
-            _write_folder(job, out)
+            _write_folder(job, place, overwrite)
     return Exported(out, cohort.rows, job.rights, job.notes())
 
 
 # --- the folder: built beside its place, then renamed into it --------------------------------------------------------
 
 
-def _write_folder(job: "_Job", out: Path) -> None:
-    strangers = {p.name for p in out.iterdir()} - _FOLDER if out.is_dir() else {out.name} if out.exists() else set()
-    if strangers:
-        raise ConfigError(f"{out} holds what no export wrote: {min(strangers)}.", hint="Choose another folder with -o.")
-    draft, old = out.with_name(f".{out.name}.tmp"), out.with_name(f".{out.name}.old")
-    for left in (draft, old):  # by a run that was killed
-        shutil.rmtree(left, ignore_errors=True)
+def _write_folder(job: "_Job", out: Path, overwrite: bool) -> None:
+    with drafting(out) as draft:
+        if is_there(out) and os.path.lexists(_old(out)):  # by a run that was killed after the new one had its place
+            _old(out).rename(draft / "older")
+        new = draft / "new"
+        new.mkdir()
+        _write_licences(job.rights, new / "LICENCES.csv")
+        with (new / _ANNOTATIONS).open("wb") as file:
+            job.write(file, new)
+        check_free(out, overwrite)
+        _check_ours(out)
+        try:
+            _swap(new, out, draft / "old")
+        except OSError as error:
+            if error.errno not in _MEANWHILE:
+                raise
+            raise LakeError(
+                f"Another program changed {out} meanwhile.", step="replace", hint="Run the same command again."
+            ) from error
+    sync_folder(out.parent)
+
+
+def _swap(new: Path, out: Path, away: Path) -> None:
+    """Rename `new` to `out`, and what was there to `away`; a kill in between leaves that at `.NAME.old`, whole."""
+    if not is_there(out):
+        new.rename(out)
+        return
+    old = _old(out)
     try:
-        draft.mkdir()
-        _write_licences(job.rights, draft / "LICENCES.csv")
-        with (draft / "annotations.json").open("wb") as file:
-            job.write(file, draft)
-        if out.exists():
-            out.rename(old)
-        draft.rename(out)
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
-    sync_folder(out.absolute().parent)
+        out.rename(old)
+        new.rename(out)
+    except BaseException:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise
+    with suppress(FileNotFoundError):  # another run has begun, and did it
+        old.rename(away)
+
+
+def _put_back(out: Path) -> None:
+    """Give the earlier export its place again, if a run was killed between the two renames of `_swap`."""
+    old = _old(out)
+    if not os.path.lexists(out) and _exported(old):
+        old.rename(out)
+
+
+def _old(out: Path) -> Path:
+    return out.with_name(f".{out.name}.old")
+
+
+# --- what an export may replace ---------------------------------------------------------------------------------------
+
+
+def _check_ours(out: Path) -> None:
+    """Refuse to replace a folder with anything in it that no export wrote."""
+    hint = "Choose another folder with -o."
+    if (stranger := _stranger(out)) is not None:
+        raise ConfigError(f"{out} holds what no export wrote: {stranger}.", hint=hint)
+    old = _old(out)
+    if is_there(out) and os.path.lexists(old) and not _exported(old):
+        raise ConfigError(f"{old} is in the way: no export wrote it. Move it, and run the same command again.")
+
+
+def _exported(folder: Path) -> bool:
+    """Whether `folder` is an export and nothing else."""
+    return (folder / _ANNOTATIONS).is_file() and _stranger(folder) is None
+
+
+def _stranger(folder: Path) -> str | None:
+    """The first thing at `folder` that no export wrote, None if there is none; a link is always a stranger."""
+    if not os.path.lexists(folder):
+        return None
+    if folder.is_symlink() or not folder.is_dir():
+        return folder.name
+    entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    for entry in entries:
+        known = entry.name in _FILES and entry.is_file(follow_symlinks=False)
+        if not (known or (entry.name in _FOLDERS and entry.is_dir(follow_symlinks=False))):
+            return entry.name
+    listed = _listed_files(folder / _ANNOTATIONS)
+    if entries and listed is None:
+        return _ANNOTATIONS if _ANNOTATIONS in (entry.name for entry in entries) else entries[-1].name
+    for name in _FOLDERS:
+        with suppress(FileNotFoundError), os.scandir(folder / name) as found:
+            others = (e.name for e in found if e.name not in (listed or ()) or not e.is_file(follow_symlinks=False))
+            if (first := min(others, default=None)) is not None:
+                return f"{name}/{first}"
+    return None
+
+
+def _listed_files(path: Path) -> set[str] | None:
+    """The images that an annotations file of ours lists; None if it is not one, or not whole. Read line by line."""
+    try:
+        with path.open("rb") as file:
+            if file.readline(3) != b"{\n":
+                return None
+            info = json.loads(b"{" + file.readline().rstrip(b",\n") + b"}")["info"]
+            if not info["version"].startswith("usdata "):
+                return None
+            for _ in takewhile(lambda line: line != b'"images":[\n', file):
+                pass
+            return {json.loads(line.rstrip(b",\n"))["file_name"] for line in takewhile(lambda x: x[:1] == b"{", file)}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
 
 
 def _write_licences(rights: list[Rights], path: Path) -> None:

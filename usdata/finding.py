@@ -1,6 +1,7 @@
 """What `usdata verify` says: one thing that is wrong, where, and the command that repairs it."""
 
 import shlex
+from collections.abc import Collection
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +34,22 @@ class Finding:
         return {name: values[name] for name in names}
 
 
-def again(lake: Lake, dataset: str, images: int | None = None) -> str:
-    """The ingest that makes a data set anew; what is right of it is not built again."""
+def again(lake: Lake, dataset: str, images: int | None = None, registered: Collection[str] | None = None) -> str:
+    """The ingest that makes a data set anew; what is right of it is not built again. PATH and FILE are for a person.
+
+    Args:
+        images: how many a generated data set has; None: not known, so that a person must say it. (Without a number the
+            ingest would draw as many as it draws by default, and the lake would grow or shrink.)
+        registered: names of the data sets that have a card in the package; None: not known, so both commands are given.
+    """
     place = f"--lake {quoted(lake.root)}"
     if dataset in _GENERATED:
-        return f"usdata ingest {dataset}{f' --images {images}' if images else ''} {place}"
-    return f"usdata ingest {dataset} --from PATH {place}  # a card of your own: --card FILE instead of {dataset}"
+        return f"usdata ingest {dataset} --images {'N' if images is None else images} {place}"
+    known = f"usdata ingest {shlex.quote(dataset)} --from PATH {place}"
+    own = f"usdata ingest --card FILE --from PATH {place}"
+    if registered is None:
+        return f"{known}  # with a card of your own: {own}"
+    return known if dataset in registered else own
 
 
 def rebuild(lake: Lake) -> str:
@@ -48,8 +59,18 @@ def rebuild(lake: Lake) -> str:
 
 def remove(path: Path, then: str = "") -> str:
     """The command that removes a file or folder, and another after it."""
-    first = f"rm {'-r ' if path.is_dir() else ''}{quoted(path)}"
+    first = f"rm {'-r ' if path.is_dir() and not path.is_symlink() else ''}{quoted(path)}"
     return f"{first} && {then}" if then else first
+
+
+def in_place_of(path: Path, command: str) -> str:
+    """A command that writes the file `path`, behind one that takes away the folder that stands there, if one does."""
+    return remove(path, command) if path.is_dir() else command
+
+
+def elsewhere(path: Path) -> str:
+    """The command for what usdata did not write: only a person knows where it belongs."""
+    return f"mv {quoted(path)} ELSEWHERE"
 
 
 def quoted(path: Path) -> str:

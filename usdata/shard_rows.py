@@ -1,9 +1,11 @@
 """The rows of one shard, from its JSONs and the places of its members: the work of one process at a time."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from usdata.row_text import table_of_texts
 from usdata.schema import SAMPLES, plain_type
@@ -31,7 +33,10 @@ class ShardRows:
 
 def rows_of_shard(task: RowsTask) -> ShardRows:
     """The rows of one shard, which must have the hash that is expected, and a tar structure without a fault."""
-    scan = ShardScan(task.path, pixels=False)
+    try:
+        scan = ShardScan(task.path, pixels=False)
+    except OSError as error:
+        return ShardRows(b"", 0, f"can't be read ({error.strerror})")
     if task.xxh not in (None, scan.xxh):
         return ShardRows(b"", scan.size, "the bytes do not match their hash")
     if scan.faults:
@@ -42,7 +47,22 @@ def rows_of_shard(task: RowsTask) -> ShardRows:
     keys = [sample.key for sample in scan.samples]
     if table is None or table["sample_id"].to_pylist() != keys:
         return ShardRows(b"", scan.size, "the JSON of a sample is damaged, or that of another")
+    if other := _foreign(table, task):
+        return ShardRows(b"", scan.size, other)
     return ShardRows(pack_rows(_placed(table, task.name, scan.samples)), scan.size, None)
+
+
+def _foreign(table: pa.Table, task: RowsTask) -> str | None:
+    """Whether a shard's name, or a row in it, is of another data set or organ than where it stands."""
+    _, dataset, file = task.name.split("/")
+    name = re.fullmatch(rf"{re.escape(dataset)}-(.+)-\d{{6,}}\.tar", file)
+    if name is None:
+        return f"no shard's name; one of this data set is {dataset}-ORGAN-000000.tar"
+    for column, wanted in (("dataset", dataset), ("organ", name[1])):
+        for word in pc.unique(table[column]).to_pylist():
+            if word != wanted:
+                return f"it holds a sample of {column} {word!r}"
+    return None
 
 
 def _placed(table: pa.Table, shard: str, samples: list[Found]) -> pa.Table:

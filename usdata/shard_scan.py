@@ -21,6 +21,7 @@ _PIECE = 1 << 18  # bytes read at a time: they are still in the processor's cach
 _NAME, _SIZE = slice(0, 100), slice(124, 135)
 _CHECKSUM, _MAGIC = slice(148, 156), slice(257, 263)
 _ZEROS = bytes(BLOCK)
+_LARGEST = 1 << 26  # bytes of a member: far more than an image, a mask or a row can have
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +151,9 @@ class ShardScan:
             if not self._followed(position, size):  # its size can't be trusted either
                 return self._next_header(position + BLOCK)
         padded = size + -size % BLOCK
+        if padded > min(_LARGEST, self._length - position - BLOCK):  # not even tried: the header may say anything
+            self._fault(position, f"the shard is cut short inside {_shown(name)}, which is to have {size} bytes")
+            return self._next_header(position + BLOCK)
         body = self._bytes.at(position + BLOCK, padded)
         if len(body) < padded:
             self._fault(position, f"the shard is cut short inside {_shown(name)}")
@@ -239,7 +243,7 @@ class ShardScan:
 
     def _followed(self, position: int, size: int) -> bool:
         """Whether another member, or the end, stands where a header says that its member ends."""
-        if not 0 <= size <= self._length - position:
+        if not 0 <= size <= min(_LARGEST, self._length - position):
             return False
         padded = BLOCK + size + -size % BLOCK
         after = self._bytes.at(position, padded + BLOCK)[padded:].tobytes()

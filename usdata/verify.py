@@ -4,20 +4,21 @@ Every byte of a shard is read once; hash, tar structure, images, masks and rows 
 One shard is the work of one process at a time; the findings are the same for any number of processes.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 
 from usdata.errors import LakeError, nearest
 from usdata.files import file_stamp
 from usdata.finding import Finding
 from usdata.lake import Lake
+from usdata.manifest import interpolation, traces
 from usdata.rebuild import rebuild_catalog
 from usdata.verify_dataset import DatasetCheck
-from usdata.verify_lake import check_lake
+from usdata.verify_lake import check_head, check_lake
 from usdata.verify_shard import ShardTask, check_shard
 from usdata.workers import in_order
 
-__all__ = ["Finding", "rebuild_catalog", "verify"]
+__all__ = ["Finding", "check_head", "rebuild_catalog", "verify"]
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 _WORTH_A_PROCESS = 1 << 30  # bytes: a process is up after about the time in which another has read these
@@ -28,7 +29,11 @@ def _silent(what: str, done: int, total: int) -> None:
 
 
 def verify(
-    lake: Lake, workers: int = 1, progress: Progress = _silent, datasets: Sequence[str] | None = None
+    lake: Lake,
+    workers: int = 1,
+    progress: Progress = _silent,
+    datasets: Sequence[str] | None = None,
+    registered: Collection[str] | None = None,
 ) -> list[Finding]:
     """All that is wrong in a lake; an empty list if every byte is as it was written.
 
@@ -37,10 +42,12 @@ def verify(
     Args:
         workers: processes at most; a small lake is read in this one.
         progress: called with ("verify", bytes read, bytes to read).
-        datasets: look at these only, and not at what belongs to none; None: everything.
+        datasets: look at these only, and of the rest at `lake.json` alone; None: everything.
+        registered: names of the data sets whose cards are in the package, for the repairs; see `finding.again`.
 
     Returns:
-        Findings of level `damage`, `changed` (run it again) and `note` (harmless), by data set, then of the whole lake.
+        Findings of level `damage`, `changed` (run it again) and `note` (harmless): of `lake.json`, which is to be
+        repaired first, as an ingest goes by it; then by data set, then of the whole lake.
 
     Raises:
         LakeError: the lake is remote, has no such data set, or a process died.
@@ -55,12 +62,12 @@ def verify(
     sizes = {name: _bytes(lake.shard_folder(name)) for name in names}
     total, done = sum(sizes.values()), 0
     checks: dict[str, DatasetCheck] = {}
-    findings: list[Finding] = []
-    finished = 0
+    findings = check_head(lake.root)
+    finished, word = 0, interpolation(lake.root)
 
     def tasks() -> Iterator[ShardTask]:
         for name in names:
-            checks[name] = DatasetCheck(lake, name)
+            checks[name] = DatasetCheck(lake, name, word, registered)
             yield from checks[name].tasks()
 
     for result in in_order(check_shard, tasks(), min(workers, 1 + total // _WORTH_A_PROCESS), "verify"):
@@ -77,16 +84,8 @@ def verify(
     return findings
 
 
-def _all_datasets(lake: Lake) -> list[str]:
-    """Every data set that left a trace: a lost catalog part or manifest is a finding, not a reason to look away."""
-    folders = [p.name for p in (lake.root / "shards").glob("[!.]*") if p.is_dir()]
-    manifests = [p.stem for p in (lake.root / "manifests").glob("[!.]*.json")]
-    quarantines = [p.stem for p in (lake.root / "quarantine").glob("[!.]*.parquet")]
-    return sorted({*lake.datasets(), *folders, *manifests, *quarantines})
-
-
 def _chosen(lake: Lake, datasets: Sequence[str] | None) -> list[str]:
-    names = _all_datasets(lake)
+    names = traces(lake)
     for name in datasets or ():
         if name not in names:
             raise LakeError(f"{lake.root} holds nothing of a data set {name!r}.{nearest(name, names)}", step="verify")

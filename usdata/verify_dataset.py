@@ -1,8 +1,9 @@
 """Check one data set: its manifest, its shards against manifest and catalog, its catalog part, its quarantine."""
 
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from usdata.errors import LakeError
 from usdata.files import Stamp, file_stamp, file_xxh
-from usdata.finding import Finding, Level, again, quoted, rebuild, remove
+from usdata.finding import Finding, Level, again, elsewhere, in_place_of, quoted, rebuild, remove
 from usdata.lake import Lake
 from usdata.manifest import read_checked, with_samples
 from usdata.parts import DAMAGED
@@ -43,17 +44,22 @@ def no_commit(lake: Lake) -> Iterator[None]:
 class DatasetCheck:
     """Looks at one data set as it is when this is made: `tasks`, a `take` for each result, then `finish`."""
 
-    def __init__(self, lake: Lake, dataset: str) -> None:
+    def __init__(self, lake: Lake, dataset: str, word: str | None, registered: Collection[str] | None = None) -> None:
         self._lake, self._dataset = lake, dataset
         self._folder, self._part = lake.shard_folder(dataset), lake.catalog_part(dataset)
         self._findings: list[Finding] = []
         self._ids: list[tuple[str, NDArray[np.uint64]]] = []
+        self._registered = registered
+        self._again = self._ingest(None)  # how many images there are is known at the end
+        self._rebuild = in_place_of(self._part, rebuild(lake))
         with no_commit(lake):
             self._before = self._stamps()
             self._parts = [p for p in lake.catalog_files() if self._mine(p)]
-            self._manifest = self._read_manifest()
+            self._manifest = self._read_manifest(word)
         self._records = with_samples(self._manifest) if self._manifest else {}
-        self._again = again(lake, dataset, sum(record["samples"] for record in self._records.values()))
+
+    def _ingest(self, images: int | None) -> str:
+        return again(self._lake, self._dataset, images, self._registered)
 
     def _mine(self, part: Path) -> bool:
         first = part.relative_to(self._lake.root / "catalog" / "samples").parts[0]
@@ -79,18 +85,18 @@ class DatasetCheck:
 
     # --- the manifest -------------------------------------------------------------------------------------------------
 
-    def _read_manifest(self) -> dict[str, Any] | None:
+    def _read_manifest(self, word: str | None) -> dict[str, Any] | None:
         path = self._lake.manifest(self._dataset)
-        repair = again(self._lake, self._dataset, sum(_rows(part) or 0 for part in self._parts))
         try:
-            return read_checked(self._lake, self._dataset)
+            return read_checked(self._lake, self._dataset, word)
         except FileNotFoundError:
-            if any(self._before.values()):
-                self._add(path, "the manifest is missing", repair)
-            else:
+            others = set(self._before) - set(self._parts)
+            if any(self._before[other] for other in others) or self._folder.is_symlink():
+                self._add(path, "the manifest is missing", self._again)
+            elif not self._parts:
                 self._add(self._folder, "an empty folder", f"rmdir {quoted(self._folder)}", level="note")
         except (LakeError, OSError) as error:
-            self._add(path, f"the manifest is damaged: {_message(error)}", remove(path, repair))
+            self._add(path, f"the manifest is damaged: {_message(error)}", remove(path, self._again))
         return None
 
     # --- shards and rows ----------------------------------------------------------------------------------------------
@@ -103,7 +109,8 @@ class DatasetCheck:
             self._add(self._folder / name, f"the shard is missing, with its {count} samples", self._again)
         if self._manifest:
             for name in sorted(present - set(self._records)):
-                self._add(self._folder / name, "not in the manifest", remove(self._folder / name))
+                extra = self._folder / name
+                self._add(extra, "not in the manifest", elsewhere(extra) if extra.is_dir() else remove(extra))
         wanted = sorted(present & set(self._records) if self._manifest else present)
         left = dict.fromkeys(wanted)
         known = self._catalog_is_known()
@@ -113,9 +120,9 @@ class DatasetCheck:
                 del left[name]
                 yield self._task(name, pack_rows(rows))
             elif name in wanted:
-                self._add(self._part, f"the rows of {shard} do not stand together", rebuild(self._lake))
+                self._add(self._part, f"the rows of {shard} do not stand together", self._rebuild)
             elif name not in self._records:
-                self._add(self._part, f"{len(rows)} rows of {shard!r}, which is not there", rebuild(self._lake))
+                self._add(self._part, f"{len(rows)} rows of {shard!r}, which is not there", self._rebuild)
         for name in list(left):
             yield self._task(name, pack_rows(SAMPLES.empty_table()) if known and self._readable else None)
 
@@ -125,18 +132,31 @@ class DatasetCheck:
     def _catalog_is_known(self) -> bool:
         """Whether the catalog part is there, and is the one that was written as far as the manifest can tell."""
         self._readable = True
+        if self._part in self._parts:  # which is all that an ingest writes
+            for extra in self._parts:
+                if extra != self._part and self._part not in extra.parents:
+                    self._add(extra, f"rows beside those in {self._part.name}", remove(extra))
+            self._parts = [self._part]
+        if self._parts and not (self._manifest or self._lake.manifest(self._dataset).exists() or self._has_shards()):
+            for part in self._parts:
+                self._add(part, "rows of a data set that has neither shards nor a manifest", remove(part))
+            return False
         if not self._parts:
             if self._records or (not self._manifest and any(map(_is_shard, self._before))):
-                self._add(self._part, "the catalog part is missing", rebuild(self._lake))
+                self._add(self._part, "the catalog part is missing", self._rebuild)
             return False
         if self._manifest and self._parts == [self._part]:
             if not self._records:
                 self._add(self._part, "rows of a data set without samples", remove(self._part))
                 return False
             if _xxh(self._part) != self._manifest["catalog_xxh"]:
-                self._add(self._part, "the bytes do not match the hash in the manifest", rebuild(self._lake))
+                self._add(self._part, "the bytes do not match the hash in the manifest", self._rebuild)
                 return False  # and is not opened: its rows could say anything
         return True
+
+    def _has_shards(self) -> bool:
+        links = (self._folder, self._folder.parent)  # which may be on a disk that is not mounted
+        return any(path.is_symlink() for path in links) or any(map(_is_shard, self._before))
 
     def _runs(self) -> Iterator[tuple[str, pa.Table]]:
         """The catalog's rows, shard by shard, in their order."""
@@ -145,7 +165,7 @@ class DatasetCheck:
                 yield from _runs_of(part)
         except DAMAGED as error:
             self._readable = False
-            self._add(self._part, f"can't be read ({_first_line(error)})", rebuild(self._lake))
+            self._add(self._part, f"can't be read ({_first_line(error)})", self._rebuild)
 
     def take(self, result: ShardResult) -> None:
         """Judge what was found in a shard."""
@@ -175,10 +195,10 @@ class DatasetCheck:
 
     def _take_differences(self, shard: str, differences: list[Fault]) -> None:
         for one in differences[:_MANY]:
-            self._add(self._part, f"{shard}: {one.problem}", rebuild(self._lake), sample=one.sample)
+            self._add(self._part, f"{shard}: {one.problem}", self._rebuild, sample=one.sample)
         if len(differences) > _MANY:
             more = f"{shard}: {len(differences) - _MANY} more differences"
-            self._add(self._part, more, rebuild(self._lake))
+            self._add(self._part, more, self._rebuild)
 
     # --- the rest -----------------------------------------------------------------------------------------------------
 
@@ -186,13 +206,33 @@ class DatasetCheck:
         """The findings, after the last result; only one if the data set was replaced meanwhile."""
         self._find_twins()
         self._check_quarantine()
+        images = self._images()
         with no_commit(self._lake):
             changed = self._stamps() != self._before
         if changed:
             problem = "the data set was changed while it was read"
-            command = f"usdata verify --lake {self._lake.root}"
+            command = f"usdata verify --lake {quoted(self._lake.root)}"
             return [Finding(self._dataset, str(self._folder), None, problem, command, level="changed")]
-        return self._findings
+        command = self._ingest(images)
+        return [replace(one, repair=one.repair.replace(self._again, command)) for one in self._findings]
+
+    def _images(self) -> int | None:
+        """How many images a generated data set has, by its manifest, or else by rows and shards if they agree."""
+        if self._manifest:
+            return sum(record["samples"] for record in self._records.values())
+        rows, samples = [_rows(part) for part in self._parts], sum(len(ids) for _, ids in self._ids)
+        if rows and None not in rows:
+            return samples if samples == sum(count or 0 for count in rows) else None
+        sound = samples and not any(f.level == "damage" and Path(f.file).suffix == ".tar" for f in self._findings)
+        return samples if sound and not self._has_gaps() else None
+
+    def _has_gaps(self) -> bool:
+        """Whether a number is left out in the names of the shards."""
+        numbers: dict[str, set[str]] = {}  # of each organ
+        for name, _ in self._ids:
+            organ, _, number = name.rpartition("-")
+            numbers.setdefault(organ, set()).add(number)
+        return any(there != {f"{n:06d}.tar" for n in range(len(there))} for there in numbers.values())
 
     def _find_twins(self) -> None:
         """A sample_id may stand once in the lake; it begins with the data set's name, so looking here is enough."""
@@ -214,7 +254,7 @@ class DatasetCheck:
                 self._add(path, "missing", self._again)
             return
         if not path.exists() or _xxh(path) != self._manifest["quarantine_xxh"]:
-            self._add(path, "missing, or not as it was written", self._again)
+            self._add(path, "missing, or not as it was written", in_place_of(path, self._again))
             return
         counts, manifest = self._manifest["counts"], self._lake.manifest(self._dataset)
         kept = sum(record["samples"] for record in self._manifest["shards"].values())

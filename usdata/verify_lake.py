@@ -4,8 +4,10 @@ import fcntl
 import json
 import re
 import shlex
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import duckdb
@@ -13,21 +15,19 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from usdata import __version__
-from usdata.catalog import duckdb_is_fresh
 from usdata.cohort import Cohort
 from usdata.errors import LakeError, UsdataError
-from usdata.finding import Finding, again, quoted, rebuild, remove
+from usdata.finding import Finding, elsewhere, in_place_of, quoted, rebuild, remove
 from usdata.lake import INTERPOLATIONS, Lake
+from usdata.manifest import head_problem, interpolation
 from usdata.parts import DAMAGED
-from usdata.schema import DUPLICATES, FORMAT, IMAGE_SIZE, SPLITS
+from usdata.schema import FORMAT, IMAGE_SIZE, plain_type
 from usdata.seal import KEY, read_sealed, seal
 from usdata.verify_dataset import no_commit
+from usdata.views import CURATION, all_views, samples_view
 
-_HEAD_KEYS = {"created_by", "format", "image_size", "interpolation"}
-_CREATED_BY = re.compile(r"usdata \d+(\.\w+)+")
 _COHORT_KEYS = {"sql", "catalog_xxh", "rows", "ids_xxh"}
 _HEX = re.compile(r"[0-9a-f]{32}")
-_CURATION = {"splits": SPLITS, "duplicates": DUPLICATES}
 _KNOWN = [  # every path that a lake of this version holds, below its root
     r"lake\.json",
     r"catalog\.duckdb",
@@ -41,6 +41,8 @@ _KNOWN = [  # every path that a lake of this version holds, below its root
     r"\.staging/(\.commit|\.create|[^/]+)\.lock",
 ]
 _KNOWN_PATH = re.compile("|".join(_KNOWN))
+_LINKED = re.compile(r"shards(/[^/.][^/]*)?|catalog(/samples(/[^/.][^/]*)?)?|manifests|quarantine|cohorts")
+_DRAFT = re.compile(r"(.*/)?\.([^/]+)\.tmp(\.wal)?")  # the name under which `files.replacing` writes, and duckdb's log
 
 
 def check_lake(lake: Lake, whole: bool) -> list[Finding]:
@@ -50,36 +52,29 @@ def check_lake(lake: Lake, whole: bool) -> list[Finding]:
         whole: nothing is wrong with them, so the catalog can be asked.
     """
     with no_commit(lake):
-        findings = [*_check_head(lake), *_stray_files(lake)]
+        findings = list(_stray_files(lake))
         if whole:
-            findings += [*_check_curation(lake), *_check_cohorts(lake), *_check_views(lake)]
-        else:
-            findings += _check_cohorts(lake, ask=False)
+            findings += _check_curation(lake)
+        findings += [*_check_cohorts(lake, ask=whole), *_check_views(lake, ask=whole)]
     return findings
 
 
-def _check_head(lake: Lake) -> Iterator[Finding]:
-    path = lake.root / "lake.json"
-    problem: str | None
-    try:
-        head = read_sealed(path)
-        problem = _head_problem(head)
-    except (LakeError, OSError) as error:
-        problem = error.message if isinstance(error, LakeError) else str(error)
-    if problem:
-        known = {"format": FORMAT, "image_size": IMAGE_SIZE, "created_by": f"usdata {__version__}"}
-        text = json.dumps(seal(known | {"interpolation": lake.info["interpolation"]}), indent=1, sort_keys=True)
-        yield Finding("", str(path), None, problem, f"printf '%s\\n' {shlex.quote(text)} > {quoted(path)}")
+def check_head(root: Path) -> list[Finding]:
+    """What is wrong with `lake.json`, of a lake that can't be opened because of it too.
 
-
-def _head_problem(head: dict[str, Any]) -> str | None:
-    if set(head) - {KEY} != _HEAD_KEYS:
-        return f"the entries are {', '.join(sorted(head))}"
-    if (head["format"], head["image_size"]) != (FORMAT, IMAGE_SIZE) or head["interpolation"] not in INTERPOLATIONS:
-        return f"format {head['format']!r}, images of {head['image_size']!r}, {head['interpolation']!r}: that can't be"
-    if not isinstance(head["created_by"], str) or not _CREATED_BY.fullmatch(head["created_by"]):
-        return f"created_by {head['created_by']!r}: that can't be"
-    return None
+    The repair takes the interpolation from the manifests: one wrong word there would change every image that is built.
+    """
+    path = root / "lake.json"
+    problem = head_problem(root)
+    if problem is None:
+        return []
+    word = interpolation(root)
+    head = {"format": FORMAT, "image_size": IMAGE_SIZE, "created_by": f"usdata {__version__}"}
+    text = json.dumps(seal(head | {"interpolation": word or INTERPOLATIONS[0]}), indent=1, sort_keys=True)
+    repair = in_place_of(path, f"printf '%s\\n' {shlex.quote(text)} > {quoted(path)}")
+    if word is None:
+        repair += f"  # if the lake was not made with another interpolation: {', '.join(INTERPOLATIONS[1:])}"
+    return [Finding("", str(path), None, problem, repair)]
 
 
 # --- files that nobody knows ------------------------------------------------------------------------------------------
@@ -90,17 +85,23 @@ def _stray_files(lake: Lake) -> Iterator[Finding]:
     staging = lake.root / ".staging"
     for folder in sorted(p for p in staging.glob("*") if p.is_dir()) if staging.is_dir() else []:
         if not _is_held(staging / f"{folder.name}.lock"):
-            problem = f"an interrupted ingest left its work; the same ingest goes on from there, or remove it: {folder}"
-            yield _note(folder.name, folder, problem, again(lake, folder.name))
+            problem = "an interrupted ingest left its work; the same ingest goes on from there"
+            yield _note(folder.name, folder, problem, remove(folder))
     for path in sorted(lake.root.rglob("*")):
         inside = path.relative_to(lake.root).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
         if _KNOWN_PATH.fullmatch(inside) or re.match(r"\.staging/[^/]+/", inside):
             continue
-        left = path.name.startswith(".") and path.name.endswith(".tmp")
-        problem = "left by a writer that was killed" if left else "no file of a lake"
-        yield _note("", path, problem, remove(path))
+        if any(_KNOWN_PATH.fullmatch(folder.as_posix()) for folder in path.relative_to(lake.root).parents):
+            continue  # in a folder that stands in the place of a file, which is a finding of its own
+        if path.is_dir() and _LINKED.fullmatch(inside):  # a link: the folder lies on another disk
+            continue
+        draft = _DRAFT.fullmatch(inside)
+        if draft and _KNOWN_PATH.fullmatch(f"{draft[1] or ''}{draft[2]}"):
+            yield _note("", path, "left by a writer that was killed", remove(path))
+        else:
+            yield _note("", path, "no file of a lake", elsewhere(path))
 
 
 def _is_held(lock: Path) -> bool:
@@ -111,6 +112,8 @@ def _is_held(lock: Path) -> bool:
         return True
     except FileNotFoundError:
         return False
+    except PermissionError:  # nobody can tell
+        return True
     return False
 
 
@@ -123,21 +126,26 @@ def _note(dataset: str, path: Path, problem: str, repair: str) -> Finding:
 
 def _check_curation(lake: Lake) -> Iterator[Finding]:
     """Rows of splits and duplicates that point to no sample, or stand there twice."""
-    for name, schema in _CURATION.items():
+    for name, schema in CURATION.items():
         path = lake.root / "catalog" / f"{name}.parquet"
         if path.exists():
             problem = _curation_problem(lake, path, schema)
             if problem:
-                yield Finding("", str(path), None, problem, f"{remove(path)}  # then curate again: usdata split, dedup")
+                yield Finding("", str(path), None, problem, f"{remove(path)}  # or make it anew")
 
 
 def _curation_problem(lake: Lake, path: Path, schema: pa.Schema) -> str | None:
+    if path.is_dir():
+        return "a folder stands in its place"
     try:
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
     except DAMAGED as error:
         return f"can't be read ({_first_line(error)})"
     if missing := set(schema.names) - set(table.column_names):
         return f"it lacks the column {min(missing)!r}"
+    for field in schema:
+        if (kind := plain_type(table.schema.field(field.name))) not in (plain_type(field), pa.large_string()):
+            return f"the column {field.name!r} holds {kind}, not {plain_type(field)}"
     ids, orphans, example, twice = table.select(["sample_id"]), 0, None, 0
     files = [str(p) for p in lake.catalog_files()]
     samples = pq.read_table(files, columns=["sample_id"], partitioning=None) if files else ids.slice(0, 0)
@@ -157,14 +165,25 @@ def _check_cohorts(lake: Lake, ask: bool = True) -> Iterator[Finding]:
     for path in sorted((lake.root / "cohorts").glob("[!.]*.json")):
         try:
             record = read_sealed(path)
+            wrong = _record_problem(record)
         except (LakeError, OSError) as error:
-            problem = error.message if isinstance(error, LakeError) else str(error)
-            yield Finding("", str(path), None, f"the cohort is damaged: {problem}", _save_again(lake, path, None))
-            continue
-        if wrong := _record_problem(record):
-            yield Finding("", str(path), None, f"the cohort is damaged: {wrong}", _save_again(lake, path, None))
+            wrong = error.message if isinstance(error, LakeError) else str(error)
+        if wrong:
+            sql = _its_condition(lake, path) if ask else None
+            yield Finding("", str(path), None, f"the cohort is damaged: {wrong}", _save_again(lake, path, sql))
         elif ask:
             yield from _compare_cohort(lake, path, record)
+
+
+def _its_condition(lake: Lake, path: Path) -> str | None:
+    """The condition in a damaged cohort if it selects what was saved; None if it can't be read, or was hit itself."""
+    try:
+        record = json.loads(path.read_bytes())
+        cohort = Cohort(lake, record["sql"])
+        same = (cohort.rows, cohort.hash) == (record["rows"], record["ids_xxh"])
+    except (ValueError, RecursionError, TypeError, KeyError, OSError, UsdataError):
+        return None
+    return str(record["sql"]) if same else None
 
 
 def _record_problem(record: dict[str, Any]) -> str | None:
@@ -196,16 +215,53 @@ def _compare_cohort(lake: Lake, path: Path, record: dict[str, Any]) -> Iterator[
 
 def _save_again(lake: Lake, path: Path, sql: str | None) -> str:
     words = ["usdata", "cohort", "save", path.stem, sql or "CONDITION", "--lake", str(lake.root)]
-    return remove(path, shlex.join(words))
+    command = remove(path, shlex.join(words))
+    return command if sql else f"{command}  # its condition is lost: give it in place of CONDITION"
 
 
 # --- the views for a duckdb shell -------------------------------------------------------------------------------------
 
 
-def _check_views(lake: Lake) -> Iterator[Finding]:
+def _check_views(lake: Lake, ask: bool) -> Iterator[Finding]:
+    """`catalog.duckdb` must open and, if the catalog can be asked, hold the views of this catalog and no others."""
     path = lake.root / "catalog.duckdb"
-    if lake.catalog_files() and not duckdb_is_fresh(lake):
-        yield _note("", path, "missing, or older than the catalog", rebuild(lake))
+    repair = in_place_of(path, rebuild(lake))
+    if not path.exists():
+        if lake.catalog_files():
+            yield _note("", path, "missing", repair)
+        return
+    try:
+        there = _views_in(path)
+    except (duckdb.Error, OSError) as error:
+        yield Finding("", str(path), None, f"can't be read ({_first_line(error)})", repair)
+        return
+    if ask and there != _wanted_views(lake):
+        yield _note("", path, "its views are not those of this catalog and this version", repair)
+
+
+def _views_in(path: Path) -> dict[str, str]:
+    """Name -> SQL of each view in a file of duckdb's, read from a copy: a shell that has it open would lock it."""
+    with TemporaryDirectory() as folder:
+        copy = Path(folder) / "catalog.duckdb"
+        shutil.copyfile(path, copy)
+        with duckdb.connect(str(copy), read_only=True) as con:
+            return _listed(con)
+
+
+def _wanted_views(lake: Lake) -> dict[str, str]:
+    """The same of a file that were written now."""
+    root = lake.root
+    curation = [path for name in CURATION if (path := root / "catalog" / f"{name}.parquet").exists()]
+    files = [*lake.catalog_files(), *(root / "quarantine").glob("[!.]*.parquet"), *curation]
+    samples = samples_view(root, files, lake.catalog.parts, relative=True)
+    with duckdb.connect(config={"file_search_path": str(root)}) as con:
+        for name, select in all_views(root, files, samples, relative=True).items():
+            con.execute(f"create view {name} as {select}")
+        return _listed(con)
+
+
+def _listed(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    return dict(con.execute("select view_name, sql from duckdb_views() where not internal").fetchall())
 
 
 def _first_line(error: Exception) -> str:

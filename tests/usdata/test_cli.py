@@ -1,6 +1,7 @@
 """The verbs: results on stdout, words on stderr, exit code 0, 1 for an expected failure, 2 for wrong usage."""
 
 import json
+import subprocess
 import sys
 
 import pytest
@@ -95,6 +96,18 @@ def test_verify_of_a_damaged_lake_lists_it_and_fails(usdata, tmp_path):
     code, out, err = usdata("verify", "--lake", lake, "--json")
     assert code == 1 and "wrong" in err
     assert json.loads(out.splitlines()[0])["file"] == str(shard)
+
+
+def test_a_lake_whose_head_is_damaged_gets_a_command_that_mends_it(usdata, tmp_path):
+    root = tmp_path / "lake"
+    usdata("ingest", "phantom", "--images", 8, "--lake", root)
+    good = (root / "lake.json").read_text()
+    (root / "lake.json").write_text(good.replace("{", "(", 1))
+    code, out, _ = usdata("verify", "--lake", root, "--json")
+    assert code == 1
+    subprocess.run(json.loads(out.splitlines()[0])["repair"], shell=True, check=True)
+    assert (root / "lake.json").read_text() == good
+    assert usdata("verify", "--lake", root)[0] == 0
 
 
 def test_a_dry_run_writes_nothing(usdata, tmp_path):

@@ -8,7 +8,9 @@ import json
 import shutil
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,6 +30,7 @@ from pycocotools.cocoeval import COCOeval
 from ingest.card import get_card
 from ingest.run import ingest
 from usdata import cli, export, export_coco, png
+from usdata.cohort import Cohort
 from usdata.errors import ConfigError, LakeError, QueryError
 from usdata.export import parts, write_table
 from usdata.export_coco import write_coco
@@ -243,13 +246,247 @@ def test_a_full_disk_leaves_the_earlier_export_as_it_was(lake, tmp_path, monkeyp
     assert before == (path.read_bytes() if path.is_file() else (path / "annotations.json").read_bytes())
 
 
-def test_an_empty_folder_and_what_a_killed_run_left_are_no_obstacle(lake, tmp_path):
+def test_an_empty_folder_is_no_obstacle(lake, tmp_path):
     (tmp_path / "x").mkdir()
-    (tmp_path / ".x.tmp" / "images").mkdir(parents=True)
-    (tmp_path / ".x.tmp" / "images" / "old.png").write_bytes(b"")
     write_coco(lake.cohort(), tmp_path / "x", masks=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x"]
     assert sorted(p.name for p in (tmp_path / "x").iterdir()) == ["LICENCES.csv", "annotations.json", "masks"]
+
+
+# --- what is never removed --------------------------------------------------------------------------------------------
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file below `folder`."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+@pytest.fixture
+def earlier(lake, tmp_path) -> Path:
+    """An export of the thyroids with images and masks, and nothing else in its folder."""
+    (tmp_path / "out").mkdir()
+    return write_coco(lake.cohort("organ = 'thyroid'"), tmp_path / "out" / "x", images=True, masks=True).path
+
+
+@pytest.mark.parametrize(
+    ("stranger", "named"),
+    [
+        ("notes.txt", "notes.txt"),
+        ("images/mine.png", "images/mine.png"),
+        ("masks/clinic-0000000000000000.png.txt", "masks/clinic-"),
+        ("images/deeper/clinic-0000000000000000.png", "images/deeper"),
+        ("masks2/a.png", "masks2"),
+    ],
+)
+def test_overwrite_refuses_a_folder_with_one_file_that_no_export_wrote(usdata, earlier, stranger, named):
+    (earlier / stranger).parent.mkdir(exist_ok=True)
+    (earlier / stranger).write_text("mine")
+    before = contents(earlier.parent)
+    code, _, err = usdata("coco", "-o", earlier, "--overwrite")
+    assert code == 1 and f"no export wrote: {named}" in err
+    assert contents(earlier.parent) == before
+
+
+def test_overwrite_refuses_a_users_own_images_and_masks(usdata, tmp_path):
+    for name in ("images", "masks"):
+        (tmp_path / "study" / name).mkdir(parents=True)
+        (tmp_path / "study" / name / "patient-1.png").write_text("mine")
+    before = contents(tmp_path)
+    code, _, err = usdata("coco", "-o", tmp_path / "study", "--overwrite")
+    assert code == 1 and "no export wrote" in err
+    (tmp_path / "study" / "annotations.json").write_text('{"info": {"version": "of mine"}, "images": []}')
+    code, _, err = usdata("coco", "-o", tmp_path / "study", "--overwrite")
+    assert code == 1 and "no export wrote: annotations.json" in err
+    (tmp_path / "study" / "annotations.json").unlink()
+    assert contents(tmp_path) == before
+
+
+def test_overwrite_refuses_a_link_inside_an_export(earlier, lake, tmp_path):
+    elsewhere = earlier.rename(tmp_path / "out" / "elsewhere") / "images"
+    shutil.copytree(elsewhere.parent, earlier, ignore=shutil.ignore_patterns("images"))
+    (earlier / "images").symlink_to(elsewhere)
+    with pytest.raises(ConfigError, match="no export wrote: images"):
+        write_coco(lake.cohort(), earlier, overwrite=True)
+    assert list(elsewhere.iterdir())
+
+
+def test_a_file_that_a_user_adds_while_an_export_runs_is_not_removed(earlier, lake, monkeypatch):
+    write = export_coco._Job.write
+
+    def add(*words: Any) -> None:
+        write(*words)
+        (earlier / "images" / "mine.png").write_text("mine")
+
+    monkeypatch.setattr(export_coco._Job, "write", add)
+    before = contents(earlier.parent)
+    with pytest.raises(ConfigError, match=r"images/mine\.png"):
+        write_coco(lake.cohort(), earlier, images=True, overwrite=True)
+    assert contents(earlier.parent) == before | {"x/images/mine.png": b"mine"}
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_a_folder_that_the_lake_is_in_is_refused(tmp_path, lake, link):
+    home = tmp_path / "home"
+    shutil.copytree(lake.root, home / "images" / "lake")
+    (home / "annotations.json").write_text("{}")
+    if link:
+        (tmp_path / "link").symlink_to(home)
+    before = contents(home)
+    with pytest.raises(ConfigError, match=r"The lake .* is inside"):
+        write_coco(Lake(home / "images" / "lake").cohort(), tmp_path / "link" if link else home, overwrite=True)
+    assert contents(home) == before
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "folder"])
+def test_a_users_file_with_the_name_of_a_draft_stays(lake, tmp_path, kind):
+    out = tmp_path / {"csv": "x.csv", "json": "x.json", "folder": "x"}[kind]
+    for ending in ("tmp", "old"):
+        (tmp_path / f".{out.name}.{ending}").mkdir()
+        (tmp_path / f".{out.name}.{ending}" / "thesis.txt").write_text("mine")
+    before = contents(tmp_path)
+    (write_table if kind == "csv" else write_coco)(lake.cohort(), out)
+    after = contents(tmp_path)
+    assert before.items() < after.items()
+    assert all(name.split("/")[0] == out.name for name in after.keys() - before.keys())
+
+
+def test_a_folder_in_the_way_of_the_earlier_export_is_refused_before_any_work(earlier, lake):
+    (earlier.parent / ".x.old").mkdir()
+    (earlier.parent / ".x.old" / "thesis.txt").write_text("mine")
+    before = contents(earlier.parent)
+    with pytest.raises(ConfigError, match=r"\.x\.old is in the way"):
+        write_coco(lake.cohort(), earlier, overwrite=True)
+    assert contents(earlier.parent) == before
+
+
+# --- two at once, and kills -------------------------------------------------------------------------------------------
+
+
+def run_inside(monkeypatch: pytest.MonkeyPatch, holder: Any, name: str, other: Callable[[], Any]) -> None:
+    """The next call of `holder.name` has `other` run from begin to end when it is through, but for its file."""
+    whole = getattr(holder, name)
+
+    def both(*words: Any) -> None:
+        monkeypatch.setattr(holder, name, whole)
+        whole(*words)
+        other()
+
+    monkeypatch.setattr(holder, name, both)
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize("kind", ["csv", "json", "folder"])
+def test_two_exports_to_one_path_at_once_leave_one_of_them_whole(lake, tmp_path, monkeypatch, kind, overwrite):
+    name = {"csv": "x.csv", "json": "x.json", "folder": "x"}[kind]
+    few, many = lake.cohort("organ = 'thyroid'"), lake.cohort()
+
+    def write(cohort: Cohort, out: Path, again: bool = False) -> None:
+        if kind == "csv":
+            write_table(cohort, out, overwrite=again)
+        else:
+            write_coco(cohort, out, images=kind == "folder", overwrite=again)
+
+    wanted = {}
+    for key, cohort in (("few", few), ("many", many)):
+        (tmp_path / key).mkdir()
+        write(cohort, tmp_path / key / name)
+        wanted[key] = contents(tmp_path / key)
+    (tmp_path / "out").mkdir()
+    place = (export, "_write_csv") if kind == "csv" else (export_coco._Job, "write")
+    run_inside(monkeypatch, *place, lambda: write(few, tmp_path / "out" / name, overwrite))
+    if overwrite:
+        write(many, tmp_path / "out" / name, overwrite)
+        assert contents(tmp_path / "out") == wanted["many"]  # the last to end
+    else:
+        with pytest.raises(ConfigError, match="there already"):
+            write(many, tmp_path / "out" / name)
+        assert contents(tmp_path / "out") == wanted["few"]
+    assert [p.name for p in (tmp_path / "out").iterdir()] == [name]
+
+
+class Killed(BaseException):
+    """The process ended here."""
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+def test_a_kill_between_the_renames_loses_nothing(earlier, lake, tmp_path, monkeypatch, step):
+    before = contents(earlier)
+    rename, done = Path.rename, []
+
+    def rename_or_die(path: Path, target: Path) -> Path:
+        done.append(path)
+        if len(done) >= step:
+            raise Killed  # nothing more is renamed: not even by what cleans up
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(Path, "rename", rename_or_die)
+        write_coco(lake.cohort(), earlier, overwrite=True)
+    left = sorted(p.name for p in earlier.parent.iterdir())
+    assert left == {1: ["x"], 2: [".x.old"], 3: [".x.old", "x"]}[step]
+    assert contents(earlier.parent / left[0]) == before
+    if step < 3:  # what comes next finds the earlier export in its place, even if it does not get far
+        with pytest.raises(ConfigError, match="there already"):
+            write_coco(lake.cohort(), earlier)
+        assert contents(earlier) == before
+    write_coco(lake.cohort("dataset = 'phantom'"), earlier, overwrite=True)
+    assert [p.name for p in earlier.parent.iterdir()] == ["x"]
+    assert len(json.loads((earlier / "annotations.json").read_bytes())["images"]) == 24
+
+
+def test_a_second_rename_that_fails_puts_the_earlier_export_back(earlier, lake, monkeypatch):
+    before = contents(earlier)
+    rename = Path.rename
+
+    def fail(path: Path, target: Path) -> Path:
+        if path.name == "new":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail)
+    with pytest.raises(LakeError, match="No space left"):
+        write_coco(lake.cohort(), earlier, overwrite=True)
+    assert contents(earlier) == before
+    assert [p.name for p in earlier.parent.iterdir()] == ["x"]
+
+
+def test_another_program_that_takes_the_place_in_the_last_moment_is_told(lake, tmp_path, monkeypatch):
+    rename = Path.rename
+
+    def late(path: Path, target: Path) -> Path:
+        (tmp_path / "x").mkdir()
+        (tmp_path / "x" / "thesis.txt").write_text("mine")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", late)
+    with pytest.raises(LakeError, match="meanwhile"):
+        write_coco(lake.cohort(), tmp_path / "x")
+    assert contents(tmp_path) == {"x/thesis.txt": b"mine"}
+
+
+@pytest.mark.parametrize("kind", ["csv", "json", "folder"])
+def test_a_link_stays_a_link_and_what_it_points_to_is_written(lake, tmp_path, kind):
+    name = {"csv": "x.csv", "json": "x.json", "folder": "x"}[kind]
+    write: Callable[..., Any] = write_table if kind == "csv" else write_coco
+    (tmp_path / "disk").mkdir()
+    link = tmp_path / name
+    link.symlink_to(tmp_path / "disk" / name)
+    write(lake.cohort(), link)  # it points to nothing yet
+    first = contents(tmp_path / "disk")
+    write(lake.cohort("organ = 'thyroid'"), link, overwrite=True)
+    assert link.is_symlink() and link.readlink() == tmp_path / "disk" / name
+    assert contents(tmp_path / "disk").keys() == first.keys() and contents(tmp_path / "disk") != first
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["disk", name])
+    assert [p.name for p in (tmp_path / "disk").iterdir()] == [name]
+
+
+def test_an_export_may_be_read_by_whom_the_umask_lets(lake, tmp_path):
+    (tmp_path / "plain").touch()
+    (tmp_path / "plain-folder").mkdir()
+    write_table(lake.cohort(), tmp_path / "x.csv")
+    write_coco(lake.cohort(), tmp_path / "x")
+    assert (tmp_path / "x.csv").stat().st_mode == (tmp_path / "plain").stat().st_mode
+    assert (tmp_path / "x").stat().st_mode == (tmp_path / "plain-folder").stat().st_mode
 
 
 # --- licences ---------------------------------------------------------------------------------------------------------

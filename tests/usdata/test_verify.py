@@ -1,12 +1,16 @@
 """`usdata verify` finds whatever is not as it was written, and names the sample."""
 
 import io
+import os
 import random
+import shlex
 import shutil
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -32,9 +36,10 @@ from usdata.catalog import canonical, read_part, write_part
 from usdata.errors import LakeError
 from usdata.lake import Lake
 from usdata.schema import SAMPLES, table_of
-from usdata.shards import ShardWriter
+from usdata.shard_scan import ShardScan
+from usdata.shards import ShardWriter, header
 from usdata.verify import verify
-from usdata.verify_lake import check_lake
+from usdata.verify_lake import check_head, check_lake
 
 FLIPS = 1000
 
@@ -70,7 +75,9 @@ def missed(lake: Lake, times: int, seed: int, change: Callable[[bytes, random.Ra
         path.write_bytes(change(good, chance))
         try:
             mine = owners(lake, path)
-            told = damage(verify(lake, datasets=mine) if mine else check_lake(lake, whole=False))
+            told = damage(
+                verify(lake, datasets=mine) if mine else [*check_head(lake.root), *check_lake(lake, whole=False)]
+            )
         finally:
             path.write_bytes(good)
         if str(path) not in {finding.file for finding in told}:
@@ -339,6 +346,72 @@ def test_what_does_no_harm_is_a_note(lake):
     told = verify(lake)
     assert {f.level for f in told} == {"note"}
     assert {Path(f.file).name for f in told} == {".mine-thyroid-000000.tar.tmp", "notes.txt", "mine"}
+
+
+@pytest.mark.parametrize("what", ["shards/mine", "shards", "manifests", "catalog/samples"])
+def test_a_folder_that_is_a_link_to_another_disk_is_healthy(lake, tmp_path, what):
+    shutil.move(lake.root / what, tmp_path / "elsewhere")
+    (lake.root / what).symlink_to(tmp_path / "elsewhere")
+    assert verify(lake) == []
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_plain_copy_of_a_lake_whose_files_have_other_times_is_healthy(lake, order):
+    for number, path in enumerate(sorted(lake.root.rglob("*"))[::order]):
+        os.utime(path, (number, number))
+    assert verify(lake) == []
+
+
+def test_views_of_another_catalog_are_a_note_and_a_damaged_file_of_views_is_damage(lake):
+    path = lake.root / "catalog.duckdb"
+    with duckdb.connect(str(path)) as con:
+        con.execute("create or replace view organs as select 1 as organ")
+    assert [(f.level, f.file) for f in verify(lake)] == [("note", str(path))]
+    good = path.read_bytes()
+    for bad in (good[:5000], b"", good[:4200] + bytes(8000) + good[12_200:], b"x" * len(good)):
+        path.write_bytes(bad)
+        assert [(f.file, f.repair.split()[:3]) for f in damage(verify(lake))] == [
+            (str(path), ["usdata", "catalog", "--rebuild"])
+        ]
+
+
+def test_a_part_too_many_is_one_finding_in_that_part(lake):
+    part = lake.catalog_part("mine")
+    extra = [part.with_name("mine copy.parquet"), part.parent / "mine/part-0.parquet"]
+    extra[1].parent.mkdir()
+    for path in extra:
+        shutil.copy(part, path)
+    told = damage(verify(lake))
+    assert {f.file: f.repair for f in told} == {str(path): f"rm {shlex.quote(str(path))}" for path in extra}
+    assert len(told) == 2
+
+
+@pytest.mark.parametrize(("name", "wrong"), [("splits", "group"), ("splits", "sample_id"), ("duplicates", "sample_id")])
+def test_a_column_of_curation_with_another_type_is_found(lake, name, wrong):
+    columns = {"splits": ["sample_id", "group", "split"], "duplicates": ["sample_id", "duplicate_group"]}[name]
+    path = lake.root / f"catalog/{name}.parquet"
+    pq.write_table(pa.table({column: [1] if column == wrong else ["x"] for column in columns}), path)
+    assert [(f.file, f.problem) for f in damage(verify(lake))] == [
+        (str(path), f"the column {wrong!r} holds int64, not string")
+    ]
+
+
+@pytest.mark.parametrize("size", [8**11 - 1, 600_000_000])
+def test_a_header_that_promises_a_huge_member_is_found_without_making_room_for_it(lake, size):
+    path, known = shard(lake), rows(lake)
+    good = path.read_bytes()
+    second = known[1]["json_offset"] - 512
+    head = header(f"{known[1]['sample_id']}.json".encode(), size)
+    with path.open("wb") as file:
+        file.write(good[:second] + head + good[second + 512 :])
+        file.truncate(700_000_000 if size < 700_000_000 else len(good))  # a hole, as large as it promises
+    tracemalloc.start()
+    scan = ShardScan(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100_000_000
+    assert any(f"{size} bytes" in fault.problem for fault in scan.faults)
+    assert known[2]["sample_id"] in {sample.key for sample in scan.samples}
 
 
 def test_an_ingest_under_way_is_not_even_a_note(lake):

@@ -30,7 +30,7 @@ from usdata.row_text import row_texts
 from usdata.schema import LOCATION_COLUMNS, SAMPLES, row_json, table_of
 from usdata.seal import seal
 from usdata.shards import header
-from usdata.verify import verify
+from usdata.verify import check_head, verify
 from usdata.verify_shard import pack_rows, unpack_rows
 
 
@@ -63,15 +63,22 @@ def run(root: Path, command: str, monkeypatch: pytest.MonkeyPatch) -> None:
             path = Path(words[-1])
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             continue
+        if words[0] == "mv":
+            shutil.move(words[1], root / "elsewhere")
+            continue
         if words[0] == "printf":
             Path(words[-1]).write_text(words[2] + "\n")
             continue
         if words[1:3] == ["ingest", "phantom"]:
             words += ["--workers", "1"]
         elif words[1] == "ingest":
-            words[2:3] = ["--workers", "1", "--card", str(root / words[2] / "mine.yaml")]
-            words[words.index("--from") + 1] = str(root / Path(words[5]).parent.name / "source")
-        if words[1] == "cohort":
+            if words[2] == "--card":
+                words[3] = str(root / "mine/mine.yaml")
+            else:
+                words[2:3] = ["--card", str(root / words[2] / "mine.yaml")]
+            words[words.index("--from") + 1] = str(Path(words[3]).parent / "source")
+            words += ["--workers", "1"]
+        if "CONDITION" in words:
             words[words.index("CONDITION")] = "label = 'benign'"
         monkeypatch.setattr(sys, "argv", words)
         with pytest.raises(SystemExit) as end:
@@ -92,6 +99,21 @@ def trusted(lake: Lake) -> None:
     believe(lake)
 
 
+def in_place(path: str, old: str, new: str) -> Callable[[Lake], None]:
+    return lambda lake: (lake.root / path).write_text((lake.root / path).read_text().replace(old, new))
+
+
+def folder(path: str) -> Callable[[Lake], None]:
+    """Put a folder with a file in it in the place of a file."""
+
+    def change(lake: Lake) -> None:
+        (lake.root / path).unlink()
+        (lake.root / path).mkdir()
+        (lake.root / path / "x").write_text("x")
+
+    return change
+
+
 DAMAGES: dict[str, Callable[[Lake], None]] = {
     "a flipped shard": spoil("shards/mine/mine-thyroid-000000.tar", 70_000),
     "a flipped shard that the manifest takes for right": trusted,
@@ -106,6 +128,13 @@ DAMAGES: dict[str, Callable[[Lake], None]] = {
     "a lost catalog.duckdb": lose("catalog.duckdb"),
     "a flipped version in lake.json": spoil("lake.json", 26),
     "a flipped cohort": spoil("cohorts/harmless.json", 30),
+    "another condition in a cohort": in_place("cohorts/harmless.json", "'benign'", "'malign'"),
+    "another interpolation in lake.json": in_place("lake.json", "bilinear-aa", "bilinear-fast"),
+    "a cut catalog.duckdb": lambda lake: (lake.root / "catalog.duckdb").write_bytes(b"x" * 5000),
+    **{
+        f"a folder in place of {path}": folder(path)
+        for path in ("catalog/samples/mine.parquet", "manifests/mine.json", "quarantine/mine.parquet", "catalog.duckdb")
+    },
 }
 
 
@@ -113,13 +142,82 @@ DAMAGES: dict[str, Callable[[Lake], None]] = {
 def test_the_repair_that_is_offered_makes_the_lake_what_it_was(root, lake, monkeypatch, case):
     good = tree_digest(lake.root)
     DAMAGES[case](lake)
-    told = verify(lake)
+    told = verify(Lake(lake.root))
     assert told
     for command in dict.fromkeys(f.repair for f in told):
         run(root, command, monkeypatch)
     seal_all(lake)
     assert verify(lake) == []
     assert tree_digest(lake.root) == good
+
+
+def test_a_wrong_word_in_lake_json_is_one_finding_and_the_manifests_know_the_right_one(lake):
+    path = lake.root / "lake.json"
+    good = path.read_bytes()
+    for bad in (good.replace(b"bilinear-aa", b"bilinear-fast"), good.replace(b"bilinear-aa", b"x"), b"no JSON", b""):
+        path.write_bytes(bad)
+        (told,) = check_head(lake.root)
+        assert "bilinear-aa" in told.repair and "bilinear-fast" not in told.repair
+    path.write_bytes(good.replace(b"bilinear-aa", b"bilinear-fast"))
+    flip(shard(lake), 70_000)
+    told = verify(Lake(lake.root))
+    assert [Path(f.file).name for f in told] == ["lake.json", shard(lake).name]
+    for name in ("mine", "other"):
+        lake.manifest(name).unlink()
+    assert "bilinear-aa" in check_head(lake.root)[0].repair  # the word that fits the seal
+
+
+def test_a_lake_json_without_a_seal_is_compared_with_the_manifests(lake):
+    head = read_json(lake.root / "lake.json")
+    del head["seal"]
+    write_json(lake.root / "lake.json", head)
+    assert check_head(lake.root) == []
+    write_json(lake.root / "lake.json", head | {"interpolation": "bilinear-fast"})
+    assert "'bilinear-aa'" in check_head(lake.root)[0].problem
+
+
+def test_the_repair_of_a_data_set_is_for_a_card_of_the_package_or_for_one_of_your_own(root, lake, monkeypatch):
+    lake.manifest("mine").unlink()
+    place = f"--from PATH --lake {lake.root}"
+    own, known = f"usdata ingest --card FILE {place}", f"usdata ingest mine {place}"
+    for registered, wanted in (
+        ({"other"}, own),
+        ({"mine"}, known),
+        (None, f"{known}  # with a card of your own: {own}"),
+    ):
+        assert [f.repair for f in verify(lake, registered=registered)] == [wanted]
+    run(root, own, monkeypatch)
+    assert verify(lake) == []
+
+
+def test_a_generated_data_set_of_which_nobody_knows_the_size_is_not_drawn_by_a_default(tmp_path):
+    lake = Lake.create(tmp_path / "lake")
+    ingest(get_card("phantom"), None, lake, count=3)
+    lake.manifest("phantom").unlink()
+    part = lake.catalog_part("phantom")
+    good = part.read_bytes()
+    part.write_bytes(good[:-9])
+    assert [f.repair for f in verify(lake) if "ingest" in f.repair] == [
+        f"usdata ingest phantom --images 3 --lake {lake.root}"  # as many as are in the shards
+    ]
+    first = min(lake.shard_folder("phantom").iterdir())
+    flip(first, 70_000)
+    assert {f.repair for f in verify(lake) if "ingest" in f.repair} == {
+        f"usdata ingest phantom --images N --lake {lake.root}"
+    }
+
+
+def test_what_usdata_did_not_write_is_moved_and_what_an_ingest_left_is_removed(lake):
+    (lake.root / "my thesis").mkdir()
+    (lake.root / "my thesis/.notes.tmp").write_text("x")
+    (lake.shard_folder("mine") / "photos.tar").mkdir()
+    (lake.staging("mine") / "0123").mkdir(parents=True)
+    repairs = {Path(f.file).name: f.repair for f in verify(lake)}
+    assert repairs == {
+        ".notes.tmp": f"mv '{lake.root}/my thesis/.notes.tmp' ELSEWHERE",
+        "photos.tar": f"mv {lake.shard_folder('mine')}/photos.tar ELSEWHERE",
+        "mine": f"rm -r {lake.root}/.staging/mine",
+    }
 
 
 def test_the_repair_of_a_generated_data_set_draws_as_many_images_as_there_were(tmp_path, monkeypatch):
@@ -188,6 +286,60 @@ def test_without_a_manifest_a_damaged_header_or_json_is_still_refused(lake, plac
     with pytest.raises(LakeError, match="mine-thyroid-000001"):
         list(rebuild_catalog(lake))
     assert lake.datasets() == ["other"]
+
+
+def test_a_part_without_shards_is_removed_and_said(lake):
+    shutil.rmtree(lake.shard_folder("mine"))
+    lake.manifest("mine").unlink()
+    said: list[str] = []
+    assert list(rebuild_catalog(lake, say=said.append)) == ["other"]
+    assert lake.datasets() == ["other"]
+    assert [str(lake.catalog_part("mine")) in sentence for sentence in said] == [True]
+
+
+def test_a_part_whose_shards_are_gone_but_listed_is_left(lake):
+    shutil.rmtree(lake.shard_folder("mine"))
+    with pytest.raises(LakeError, match="the shard is missing"):
+        list(rebuild_catalog(lake))
+    assert lake.datasets() == ["mine", "other"]
+
+
+@pytest.mark.parametrize("of", ["mine", "all"])
+def test_a_part_whose_shards_are_on_a_disk_that_is_not_mounted_is_left(lake, tmp_path, of):
+    link = lake.shard_folder("mine") if of == "mine" else lake.root / "shards"
+    shutil.rmtree(link)
+    link.symlink_to(tmp_path / "unmounted")
+    lake.manifest("mine").unlink()
+    assert not [f for f in verify(lake) if f.repair.startswith("rm")]
+    with pytest.raises(LakeError, match=r"not mounted|is missing"):
+        list(rebuild_catalog(lake))
+    assert lake.datasets() == ["mine", "other"]
+
+
+STRANGERS: dict[str, tuple[Callable[[Lake], object], str]] = {
+    "of another data set": (lambda lake: shutil.copy(shard(lake, 0, "other"), shard(lake, 7)), "dataset 'other'"),
+    "of another name": (lambda lake: shutil.copy(shard(lake), shard(lake).with_name("x.tar")), "no shard's name"),
+    "of another organ": (
+        lambda lake: shutil.move(shard(lake), shard(lake).with_name("mine-breast-000000.tar")),
+        "organ 'thyroid'",
+    ),
+    "that is there already": (lambda lake: shutil.copy(shard(lake), shard(lake, 7)), "3 samples stand in it twice"),
+    "a link to nowhere": (lambda lake: shard(lake, 7).symlink_to("/nowhere"), "can't be read"),
+}
+
+
+@pytest.mark.parametrize("case", list(STRANGERS))
+def test_without_a_manifest_a_strange_shard_refuses_its_data_set_alone(lake, case):
+    change, problem = STRANGERS[case]
+    lake.manifest("mine").unlink()
+    good = lake.catalog_part("mine").read_bytes()
+    change(lake)
+    done = []
+    with pytest.raises(LakeError, match=problem):
+        for name in rebuild_catalog(lake):
+            done.append(name)
+    assert done == ["other"]
+    assert lake.catalog_part("mine").read_bytes() == good
 
 
 @pytest.mark.parametrize("step", ["write_part", "write_json", "write_duckdb"])
