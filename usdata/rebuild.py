@@ -21,7 +21,7 @@ from usdata.schema import SAMPLES
 from usdata.seal import KEY, seal
 from usdata.shard_rows import RowsTask, rows_of_shard
 from usdata.verify_shard import unpack_rows
-from usdata.workers import in_order
+from usdata.workers import announced, in_order
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
 _WORTH_A_PROCESS = 1 << 30  # bytes; see `usdata.verify`
@@ -102,7 +102,8 @@ def _rebuild_one(
     manifest = _manifest(lake, dataset)
     jobs = _jobs(lake, dataset, manifest)
     parts: list[pa.Table] = []
-    for job, found in zip(jobs, in_order(rows_of_shard, jobs, min(workers, len(jobs)), "rebuild"), strict=True):
+    shards = announced(jobs, lambda job: job.path)
+    for job, found in zip(jobs, in_order(rows_of_shard, shards, min(workers, len(jobs)), "rebuild"), strict=True):
         if found.problem:
             raise _refusal(lake, dataset, job.path, found.problem)
         parts.append(unpack_rows(found.rows))

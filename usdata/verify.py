@@ -16,7 +16,7 @@ from usdata.rebuild import rebuild_catalog
 from usdata.verify_dataset import DatasetCheck
 from usdata.verify_lake import check_head, check_lake
 from usdata.verify_shard import ShardTask, check_shard
-from usdata.workers import in_order
+from usdata.workers import announced, in_order
 
 __all__ = ["Finding", "check_head", "rebuild_catalog", "verify"]
 
@@ -70,7 +70,8 @@ def verify(
             checks[name] = DatasetCheck(lake, name, word, registered)
             yield from checks[name].tasks()
 
-    for result in in_order(check_shard, tasks(), min(workers, 1 + total // _WORTH_A_PROCESS), "verify"):
+    shards = announced(tasks(), lambda task: task.path)
+    for result in in_order(check_shard, shards, min(workers, 1 + total // _WORTH_A_PROCESS), "verify"):
         while names[finished] != result.dataset:  # results come in order: what stands before is complete
             findings += checks.pop(names[finished]).finish()
             finished += 1

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
+from pathlib import Path
 from threading import Thread
 from types import TracebackType
 from typing import ParamSpec, TypeVar
@@ -65,6 +66,18 @@ def _end_with(leash: Connection) -> None:
 
     Thread(target=watch, name="parent-watch", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def announced(tasks: Iterable[T], path: Callable[[T], Path]) -> Iterator[T]:
+    """The tasks; while one is at work, the system reads the file of the next from the disk."""
+    held: list[T] = []
+    for task in tasks:
+        if hasattr(os, "posix_fadvise"):  # not on macOS
+            with suppress(OSError), path(task).open("rb") as file:  # only a hint: the task itself tells what is wrong
+                os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_WILLNEED)
+        yield from held
+        held = [task]
+    yield from held
 
 
 def in_order(function: Callable[[T], R], tasks: Iterable[T], workers: int, step: str) -> Iterator[R]:
