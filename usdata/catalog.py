@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from usdata.errors import LakeError, QueryError
+from usdata.errors import LakeError, QueryError, describe
 from usdata.files import Stamp, file_stamp, sync_folder
 from usdata.lake import Lake
 from usdata.parts import (
@@ -72,9 +72,13 @@ def _views(lake: Lake, relative: bool) -> dict[str, str]:
 
 def _stamps(lake: Lake) -> Mapping[Path, Stamp]:
     """All files of the catalog that are there, with what tells them from others of the same name."""
-    curation = [lake.root / "catalog" / f"{name}.parquet" for name in CURATION]
-    files = [*lake.catalog_files(), *(lake.root / "quarantine").glob("[!.]*.parquet"), *curation]
+    files = [*lake.catalog_files(), *(lake.root / "quarantine").glob("[!.]*.parquet"), *_curation(lake)]
     return {path: stamp for path in files if (stamp := file_stamp(path))}
+
+
+def _curation(lake: Lake) -> list[Path]:
+    """Where splits and duplicates are, or will be."""
+    return [lake.root / "catalog" / f"{name}.parquet" for name in CURATION]
 
 
 def _open_parts(lake: Lake, files: Collection[Path]) -> list[Part]:
@@ -98,7 +102,7 @@ class Catalog:
         self.lake = lake
         self._process = os.getpid()
         self._files = _stamps(lake)  # all that follows is about these files
-        self._curated = any(lake.root / "catalog" / f"{name}.parquet" in self._files for name in CURATION)
+        self._curated = any(path in self._files for path in _curation(lake))
         try:
             self.parts = _open_parts(lake, self._files)
         except FileNotFoundError:
@@ -118,7 +122,7 @@ class Catalog:
         except duckdb.Error as error:
             self.check_unchanged()
             raise LakeError(
-                f"The catalog of {self.lake.root} can't be read ({_first_line(error)}).",
+                f"The catalog of {self.lake.root} can't be read ({describe(error)}).",
                 hint=f"What is wrong, and how to repair it:  usdata verify --lake {quote(str(self.lake.root))}",
             ) from error
         self.check_unchanged()
@@ -140,8 +144,7 @@ class Catalog:
 
     def check_unchanged(self) -> None:
         """Raise CatalogChanged if a part is no longer the one that was opened: rows of two states must not mix."""
-        curation = {self.lake.root / "catalog" / f"{name}.parquet" for name in CURATION}
-        new = any(path.exists() for path in curation - set(self._files))
+        new = any(path.exists() for path in _curation(self.lake) if path not in self._files)
         if new or any(file_stamp(path) != stamp for path, stamp in self._files.items()):
             raise CatalogChanged(
                 f"The catalog of {self.lake.root} changed after it was opened: data was ingested meanwhile.",
@@ -380,12 +383,8 @@ def _kinds(con: duckdb.DuckDBPyConnection, sql: str) -> list[str]:
         return ["a statement of another kind"]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
-
-
 def _refusal(error: duckdb.Error) -> QueryError:
-    text = _first_line(error)
+    text = describe(error)
     hint = 'The columns:  usdata sql "describe samples"'
     if isinstance(error, duckdb.PermissionException):
         hint = "A query reads the lake's catalog and nothing else: no files, no settings, no writing."
@@ -446,7 +445,7 @@ def write_duckdb(lake: Lake) -> None:
             con.execute("checkpoint")  # closing would do it too, but says nothing when the disk is full
     except duckdb.Error as error:
         raise LakeError(
-            f"Can't write {path} ({_first_line(error)}).",
+            f"Can't write {path} ({describe(error)}).",
             step="commit",
             hint="If the disk is full, free some space; then run the same command again.",
         ) from error

@@ -72,3 +72,9 @@ def nearest(word: str, words: Iterable[str]) -> str:
     """
     close = get_close_matches(word.lower(), sorted(words), n=2, cutoff=0.6)
     return f" Did you mean {' or '.join(repr(w) for w in close)}?" if close else ""
+
+
+def describe(error: BaseException) -> str:
+    """One line on an error: its words, or its class where it has none."""
+    text = str(error).strip().splitlines()
+    return text[0] if text else type(error).__name__

@@ -21,14 +21,7 @@ from usdata.schema import SAMPLES
 from usdata.seal import KEY, seal
 from usdata.shard_rows import RowsTask, rows_of_shard
 from usdata.verify_shard import unpack_rows
-from usdata.workers import announced, in_order
-
-Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
-_WORTH_A_PROCESS = 1 << 30  # bytes; see `usdata.verify`
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    return None
+from usdata.workers import Progress, announced, in_order, processes_for, silent
 
 
 def _unsaid(_sentence: str) -> None:
@@ -36,7 +29,7 @@ def _unsaid(_sentence: str) -> None:
 
 
 def rebuild_catalog(
-    lake: Lake, workers: int = 1, progress: Progress = _silent, say: Callable[[str], None] = _unsaid
+    lake: Lake, workers: int = 1, progress: Progress = silent, say: Callable[[str], None] = _unsaid
 ) -> Iterator[str]:
     """Make every catalog part anew from its shards; yields the names of the data sets as they are done.
 
@@ -67,7 +60,7 @@ def rebuild_catalog(
     with explain_os_errors(lake.root, step="rebuild"):
         for name in names:
             try:
-                processes = min(workers, 1 + sizes[name] // _WORTH_A_PROCESS)
+                processes = processes_for(sizes[name], workers)
                 with lake.commit_lock():
                     made = _rebuild_one(lake, name, processes, advance, say)
             except LakeError as error:

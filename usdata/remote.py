@@ -23,7 +23,7 @@ from typing import Any
 
 import xxhash
 
-from usdata.errors import LakeError
+from usdata.errors import LakeError, describe
 from usdata.files import explain_os_errors, file_xxh, locked, read_json, write_json
 
 _PARTS = ("catalog", "manifests", "quarantine", "cohorts")
@@ -356,9 +356,3 @@ def refuse_hopeless(error: Exception, item: str) -> None:
             step="fetch",
             hint="Check the credentials, e.g. AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY.",
         ) from error
-
-
-def describe(error: BaseException) -> str:
-    """One line on an error: its words, or its class where it has none."""
-    text = str(error).strip().splitlines()
-    return text[0] if text else type(error).__name__

@@ -19,10 +19,10 @@ from typing import IO, Protocol
 
 import xxhash
 
-from usdata.errors import ConfigError, LakeError
+from usdata.errors import ConfigError, LakeError, describe
 from usdata.files import explain_os_errors, file_stamp, locked
 from usdata.lake import Lake
-from usdata.remote import CHOOSE_CACHE, Remote, cache_folder, describe, refuse_hopeless, transient_errors
+from usdata.remote import CHOOSE_CACHE, Remote, cache_folder, refuse_hopeless, transient_errors
 
 CACHE_BYTES = 50 * 2**30  # limit of the cache where none is given
 _HASH = re.compile(r"[0-9a-f]{32}")

@@ -254,10 +254,6 @@ class EpochPlan:
     def _visit(self, group: int, position: int) -> Visit:
         return self._plan.rings[group].visit(self._stream, position, int(self._stops[group]))
 
-    def last(self, part: Part) -> bool:
-        """Whether a part ends its visit, so that its window is not needed any more."""
-        return part.last == len(part.visit.rows)
-
     def following(self, visit: Visit) -> Visit | None:
         """What comes after a visit in its group; None at the end of the rank's stretch."""
         return self._visit(visit.group, visit.stop) if visit.stop < self._stops[visit.group] else None

@@ -4,7 +4,7 @@ Every byte of a shard is read once; hash, tar structure, images, masks and rows 
 One shard is the work of one process at a time; the findings are the same for any number of processes.
 """
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 from usdata.errors import LakeError, nearest
@@ -16,22 +16,15 @@ from usdata.rebuild import rebuild_catalog
 from usdata.verify_dataset import DatasetCheck
 from usdata.verify_lake import check_head, check_lake
 from usdata.verify_shard import ShardTask, check_shard
-from usdata.workers import announced, in_order
+from usdata.workers import Progress, announced, in_order, processes_for, silent
 
 __all__ = ["Finding", "check_head", "rebuild_catalog", "verify"]
-
-Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
-_WORTH_A_PROCESS = 1 << 30  # bytes: a process is up after about the time in which another has read these
-
-
-def _silent(what: str, done: int, total: int) -> None:
-    return None
 
 
 def verify(
     lake: Lake,
     workers: int = 1,
-    progress: Progress = _silent,
+    progress: Progress = silent,
     datasets: Sequence[str] | None = None,
     registered: Collection[str] | None = None,
 ) -> list[Finding]:
@@ -71,7 +64,7 @@ def verify(
             yield from checks[name].tasks()
 
     shards = announced(tasks(), lambda task: task.path)
-    for result in in_order(check_shard, shards, min(workers, 1 + total // _WORTH_A_PROCESS), "verify"):
+    for result in in_order(check_shard, shards, processes_for(total, workers), "verify"):
         while names[finished] != result.dataset:  # results come in order: what stands before is complete
             findings += checks.pop(names[finished]).finish()
             finished += 1

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from usdata.errors import LakeError
+from usdata.errors import LakeError, describe
 from usdata.files import Stamp, file_stamp, file_xxh
 from usdata.finding import Finding, Level, again, elsewhere, in_place_of, quoted, rebuild, remove
 from usdata.lake import Lake
@@ -165,7 +165,7 @@ class DatasetCheck:
                 yield from _runs_of(part)
         except DAMAGED as error:
             self._readable = False
-            self._add(self._part, f"can't be read ({_first_line(error)})", self._rebuild)
+            self._add(self._part, f"can't be read ({describe(error)})", self._rebuild)
 
     def take(self, result: ShardResult) -> None:
         """Judge what was found in a shard."""
@@ -325,7 +325,3 @@ def _rows(path: Path) -> int | None:
 
 def _message(error: LakeError | OSError) -> str:
     return error.message if isinstance(error, LakeError) else error.strerror or str(error)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from usdata import __version__
 from usdata.cohort import Cohort
-from usdata.errors import LakeError, UsdataError
+from usdata.errors import LakeError, UsdataError, describe
 from usdata.finding import Finding, elsewhere, in_place_of, quoted, rebuild, remove
 from usdata.lake import INTERPOLATIONS, Lake
 from usdata.manifest import head_problem, interpolation
@@ -140,7 +140,7 @@ def _curation_problem(lake: Lake, path: Path, schema: pa.Schema) -> str | None:
     try:
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
     except DAMAGED as error:
-        return f"can't be read ({_first_line(error)})"
+        return f"can't be read ({describe(error)})"
     if missing := set(schema.names) - set(table.column_names):
         return f"it lacks the column {min(missing)!r}"
     for field in schema:
@@ -233,7 +233,7 @@ def _check_views(lake: Lake, ask: bool) -> Iterator[Finding]:
     try:
         there = _views_in(path)
     except (duckdb.Error, OSError) as error:
-        yield Finding("", str(path), None, f"can't be read ({_first_line(error)})", repair)
+        yield Finding("", str(path), None, f"can't be read ({describe(error)})", repair)
         return
     if ask and there != _wanted_views(lake):
         yield _note("", path, "its views are not those of this catalog and this version", repair)
@@ -262,7 +262,3 @@ def _wanted_views(lake: Lake) -> dict[str, str]:
 
 def _listed(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
     return dict(con.execute("select view_name, sql from duckdb_views() where not internal").fetchall())
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

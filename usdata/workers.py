@@ -16,6 +16,8 @@ from typing import ParamSpec, TypeVar
 
 from usdata.errors import LakeError
 
+Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+_WORTH_A_PROCESS = 1 << 30  # bytes: a process is up after about the time in which another has read these
 P = ParamSpec("P")
 T = TypeVar("T")
 R = TypeVar("R")
@@ -66,6 +68,15 @@ def _end_with(leash: Connection) -> None:
 
     Thread(target=watch, name="parent-watch", daemon=True).start()
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
+
+
+def silent(what: str, done: int, total: int) -> None:
+    """A `Progress` that tells nobody."""
+
+
+def processes_for(size: int, workers: int) -> int:
+    """How many processes, `workers` at most, are worth starting to read `size` bytes."""
+    return min(workers, 1 + size // _WORTH_A_PROCESS)
 
 
 def announced(tasks: Iterable[T], path: Callable[[T], Path]) -> Iterator[T]:

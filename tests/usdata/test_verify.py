@@ -450,7 +450,7 @@ def test_the_findings_are_the_same_for_any_number_of_workers(lake, monkeypatch):
     flip(shard(lake, 1, "other"), 300)
     alone = verify(lake)
     assert len(alone) == 4
-    monkeypatch.setattr("usdata.verify._WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("usdata.workers._WORTH_A_PROCESS", 1)
     told: list[tuple[int, int]] = []
     assert verify(lake, workers=2, progress=lambda _, done, total: told.append((done, total))) == alone
     assert len(told) == 5 and told[-1][0] == told[-1][1]

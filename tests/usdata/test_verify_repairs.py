@@ -255,7 +255,7 @@ def test_the_catalog_is_rebuilt_byte_for_byte_and_manifests_are_left_to_the_inge
     shutil.rmtree(lake.root / "catalog")
     shutil.rmtree(lake.root / "manifests")
     (lake.root / "catalog.duckdb").unlink()
-    monkeypatch.setattr("usdata.rebuild._WORTH_A_PROCESS", 1)
+    monkeypatch.setattr("usdata.workers._WORTH_A_PROCESS", 1)
     assert list(rebuild_catalog(lake, workers)) == ["mine", "other"]
     there = {name for name in good if not name.startswith("manifests")}
     assert tree_digest(lake.root) == {name: good[name] for name in there}
