@@ -27,13 +27,14 @@ _IDENTITY = [
     ("pixel_xxh", pa.string()),  # xxh3_128 of the stored 256 x 256 pixels
     ("phash", pa.uint64()),  # 64-bit perceptual hash of the stored pixels
 ]
-_ANATOMY = [(name, _word) for name in ("organ", "organ_group", "organ_raw", "view", "mode", "species")]
+_ANATOMY = [(name, _word) for name in ("organ", "organ_group", "organ_raw", "view", "laterality", "mode", "species")]
 _ACQUISITION = [
     ("synthetic", pa.bool_()),
     *[(name, _word) for name in ("probe", "probe_raw", "manufacturer", "model", "site")],
     ("pixel_mm_x", pa.float64()),  # of the source image; the stored image's spacing is a derived column of the view
     ("pixel_mm_y", pa.float64()),
     ("depth_mm", pa.float64()),
+    ("frequency_mhz", pa.float64()),  # of the transducer
     ("width", pa.int32()),  # of the source image, before the crop
     ("height", pa.int32()),
     ("crop_x0", pa.int32()),  # the part of the source that was kept; x1 and y1 lie one past its last pixel
@@ -43,6 +44,10 @@ _ACQUISITION = [
 ]
 _GROUPING = [
     ("patient", pa.string()),
+    ("patient_known", pa.bool_()),  # private data: false where `patient` stands for a study without a patient id
+    ("sex", _word),  # male, female, other
+    ("age", pa.int32()),  # years; 90 stands for 90 and above
+    ("study_date", pa.string()),  # YYYY-MM-DD; private data: shifted by the patient's own secret number of days
     ("study", pa.string()),
     ("clip", pa.string()),
     ("frame", pa.int32()),  # 0-based index in the source
@@ -58,7 +63,14 @@ _SUPERVISION = [
     ("mask_classes", pa.list_(pa.string())),  # name of each index in the mask
     ("official_split", _word),
 ]
-_RIGHTS = [(name, _word) for name in ("licence", "commercial_use", "redistribution", "deid_profile", "burned_in")]
+_RIGHTS = [(name, _word) for name in ("licence", "commercial_use", "redistribution")]
+_DEID = [
+    ("deid_profile", _word),  # public, private (strict), or private:<names of relaxed rules>
+    ("deid_version", pa.int32()),  # of the rules that cleaned the item; null where nothing was cleaned
+    ("mask_source", _word),  # what showed the scan area: regions+fit, fit, template, template+fit
+    ("mask_score", pa.float64()),  # share of the fit and the found sector that they have in common, 0 to 1
+    ("burned_in", _word),
+]
 _LOCATION = [
     ("shard", _word),  # path below the lake's root
     ("offset", pa.int64()),  # first byte of the PNG in the shard
@@ -68,7 +80,7 @@ _LOCATION = [
     ("json_offset", pa.int64()),
 ]
 LOCATION_COLUMNS = tuple(name for name, _ in _LOCATION)
-SAMPLES = pa.schema(_IDENTITY + _ANATOMY + _ACQUISITION + _GROUPING + _SUPERVISION + _RIGHTS + _LOCATION)
+SAMPLES = pa.schema(_IDENTITY + _ANATOMY + _ACQUISITION + _GROUPING + _SUPERVISION + _RIGHTS + _DEID + _LOCATION)
 QUARANTINE = pa.schema(
     [
         ("dataset", _word),
