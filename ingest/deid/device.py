@@ -25,5 +25,5 @@ class Region:
     y1: int
     spatial_format: int  # 1 two-dimensional, 2 M-mode, 3 spectral, 4 waveform, 5 graphics
     data_type: int  # 1 tissue, 2 colour flow, 3 and 4 Doppler, 0xA ECG, 0xD grey bar, 0xE colour bar
-    mm_x: float | None = None  # one pixel to the right, millimetres; None if not stated in centimetres, or not believable
-    mm_y: float | None = None
+    mm_x: float | None = None  # width of a pixel; None if not stated in centimetres, or not believable
+    mm_y: float | None = None  # its height
