@@ -6,6 +6,7 @@ and the rest goes on. The shard, its rows and its report appear in the staging f
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -16,9 +17,11 @@ import xxhash
 from numpy.typing import NDArray
 
 from ingest import phantom, preprocess
+from ingest.deid.ask import Cleaners
+from ingest.deid.reasons import Refusal
 from ingest.plan import ShardJob
 from ingest.readers import image, mask, video
-from ingest.scan import Source
+from ingest.scan import Source, tell_internal
 from usdata import png
 from usdata.catalog import write_part
 from usdata.errors import DataError, LakeError
@@ -95,9 +98,9 @@ def build_shard(job: ShardJob) -> ShardReport:
             return done
         rejected: list[Rejected] = []
         rows: list[dict[str, Any]] = []
-        with replacing(job.staging / f"{job.name}.tar") as file:
+        with replacing(job.staging / f"{job.name}.tar") as file, _cleaners(job) as cleaners:
             writer = ShardWriter(file)
-            for batch in _batches(_samples(job, rejected)):
+            for batch in _batches(_samples(job, rejected, cleaners)):
                 rows += _write(job, writer, batch)
             writer.close()
         write_part(job.staging / f"{job.name}.parquet", table_of(rows))
@@ -117,16 +120,33 @@ def _already_built(job: ShardJob) -> ShardReport | None:
     return report if same and file_xxh(tar) == report.xxh else None
 
 
-def _samples(job: ShardJob, rejected: list[Rejected]) -> Iterator[Sample]:
+@contextmanager
+def _cleaners(job: ShardJob) -> Iterator["_Cleaning | None"]:
+    """The isolated children of a job whose files go through `ingest.deid`, and the audit of what became of them."""
+    if job.rules is None:
+        yield None
+        return
+    audit: Any = nullcontext()
+    with Cleaners(job.card, job.rules, job.interpolation, job.threads) as cleaners, audit as lines:
+        yield _Cleaning(cleaners, lines)
+
+
+@dataclass(frozen=True, slots=True)
+class _Cleaning:
+    cleaners: Cleaners
+    audit: Any
+
+
+def _samples(job: ShardJob, rejected: list[Rejected], cleaning: _Cleaning | None) -> Iterator[Sample]:
     """Samples of all sources in their order; with several threads a few sources are read ahead."""
     if job.threads == 1:
         for source in job.sources:
-            yield from _keep(_samples_of(job, source), rejected)
+            yield from _keep(_samples_of(job, source, cleaning), rejected)
         return
     sources = iter(job.sources)
     with ThreadPoolExecutor(job.threads) as pool:  # decoding and resizing leave Python's lock
         while ahead := list(islice(sources, 4 * job.threads)):
-            for found in pool.map(lambda s: list(_samples_of(job, s)), ahead):
+            for found in pool.map(lambda s: list(_samples_of(job, s, cleaning)), ahead):
                 yield from _keep(iter(found), rejected)
 
 
@@ -138,8 +158,12 @@ def _keep(found: Iterator[Sample | Rejected], rejected: list[Rejected]) -> Itera
             yield one
 
 
-def _samples_of(job: ShardJob, source: Source) -> Iterator[Sample | Rejected]:
+def _samples_of(job: ShardJob, source: Source, cleaning: _Cleaning | None) -> Iterator[Sample | Rejected]:
     """The samples of one source. The first thing wrong ends it, naming the frames that are missing."""
+    if source.clean:
+        assert cleaning is not None
+        yield from _cleaned(job, source, cleaning)
+        return
     done = 0
     try:
         for found in _read(job, source):
@@ -154,6 +178,21 @@ def _samples_of(job: ShardJob, source: Source) -> Iterator[Sample | Rejected]:
                 error.reason,
                 error.message,
             )
+
+
+def _cleaned(job: ShardJob, source: Source, cleaning: _Cleaning) -> Iterator[Sample | Rejected]:
+    """The samples of a source that goes through `ingest.deid`: all of its frames, or one rejection."""
+    place = source.item.place
+    rows = {frame: _row(job, source, position, (0, 0)) for position, frame in enumerate(source.frames)}
+    counts: dict[str, int] = {}
+    try:
+        kept, counts = cleaning.cleaners.clean(job.root / place, place, source.frames, rows)
+        refusal, first = None, kept[0].row
+    except Refusal as error:
+        kept, refusal, first = [], error, {}
+        tell_internal(error)
+        yield Rejected(source.item.path, None, error.step or "read", error.reason, None)
+    yield from (Sample(one.row, one.image, None) for one in kept)
 
 
 def _read(job: ShardJob, source: Source) -> Iterator[Sample | Rejected]:

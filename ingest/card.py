@@ -253,6 +253,9 @@ class Card(_Model):
     commercial_use: Literal["yes", "no", "unknown"]
     redistribution: Literal["yes", "attribution", "share_alike", "unmodified", "no", "unknown"]
     deid_profile: Literal["public", "private"]  # public: published by its owner; private: patients' own files
+    relax: tuple[Literal["text"], ...] = ()  # of a private card: rules that are not applied; `deid_profile` shows them
+    dicom: Literal["refuse", "published"] = "refuse"  # of a public card: whether its DICOM files were published as such
+    scan_area: Literal["find", "keep"] | None = None  # all but the scan area goes; default: of DICOM and private files
     verified: Literal["real", "layout", "unverified"] = "unverified"  # run on real files, on fakes, or on none
     sources: tuple[Source, ...] = ()
     needs: str | None = None  # of an unverified card: what a user must supply
@@ -280,7 +283,10 @@ class Card(_Model):
             if self.layout:
                 raise ValueError("generator: a card has either a layout or a generator")
             return self
+        self._check_private()
         if self.layout is None:
+            if self.deid_profile == "private":
+                return self  # every file below the folder, told by its content
             if self.verified != "unverified" or not self.needs:
                 raise ValueError("layout: missing (only an unverified card that says what it `needs` may leave it out)")
             return self
@@ -292,6 +298,33 @@ class Card(_Model):
         self._check_words()
         self._check_names()
         return self
+
+    def _check_private(self) -> None:
+        """Nothing of a private file but checked values can pass: the card must list all words that it lets through."""
+        if self.deid_profile == "public":
+            if self.relax:
+                raise ValueError("relax: only private files are checked by these rules")
+            return
+        if self.scan_area == "keep":
+            raise ValueError("scan_area: of private files only what is shown to be scan area is kept")
+        if self.masks or self.crop:
+            raise ValueError("masks, crop: not for private files; a reviewed template says where the scan area is")
+        if self.dicom == "published":
+            raise ValueError("dicom: published and deid_profile: private contradict each other")
+        for column, value, _ in self.filled() if self.layout else ():
+            if column.startswith("targets."):
+                raise ValueError(f"{column}: numbers of private files come from checked tags only")
+            if column in ("view", "site", "manufacturer", "model") and value.map is None:
+                raise ValueError(f"fields.{column}: give a `map` that lists every word that may be stored")
+
+    @property
+    def profile(self) -> str:
+        """The catalog's `deid_profile`: public, private, or private with the rules that were relaxed."""
+        return ":".join((self.deid_profile, *sorted(self.relax)))
+
+    def cleans(self, is_dicom: bool) -> bool:
+        """Whether a file goes through de-identification's steps: its scan area only, its header by the allow-list."""
+        return self.deid_profile == "private" or self.scan_area == "find" or (is_dicom and self.scan_area is None)
 
     def filled(self) -> list[tuple[str, Value, Table | None]]:
         """Every catalog column that files fill: (column, how, table or None for the path).
@@ -314,8 +347,9 @@ class Card(_Model):
         same |= {"pixel_mm_x": self.defaults.pixel_mm, "pixel_mm_y": self.defaults.pixel_mm}
         if self.defaults.organ:
             same["organ_group"] = organ_group_of(self.defaults.organ)
-        rights = ("licence", "commercial_use", "redistribution", "deid_profile")
-        return {"dataset": self.name} | same | {name: getattr(self, name) for name in rights}
+        rights = ("licence", "commercial_use", "redistribution")
+        same |= {name: getattr(self, name) for name in rights}
+        return {"dataset": self.name} | same | {"deid_profile": self.profile}
 
     def _check_columns(self) -> None:
         columns = [column for column, _, _ in self.filled()]
@@ -325,7 +359,7 @@ class Card(_Model):
                 raise ValueError(f"{column!r} is not a column that files can fill.{nearest(column, FILLABLE)}")
             if count > 1:
                 raise ValueError(f"{column!r} is filled twice (by the path and a table, or by two tables)")
-        if self.defaults.organ is None and "organ" not in columns:
+        if self.defaults.organ is None and "organ" not in columns and self.deid_profile == "public":
             raise ValueError("organ: give defaults.organ or a field that fills it")
         named = {column.removeprefix("labels.") for column in columns if column == "label" or column[:7] == "labels."}
         for name in sorted(named ^ set(self.labels)):
@@ -385,8 +419,12 @@ def load_card(path: Path) -> Card:
     try:
         return Card.model_validate(content)
     except ValidationError as error:
-        problems = "; ".join(_explain(problem) for problem in error.errors(include_url=False))
-        raise CardError(f"{path} is not a valid card: {problems}.", dataset=str(content.get("name", "?"))) from error
+        raise CardError(f"{path} is not a valid card: {explain(error)}.", dataset=str(content.get("name", "?"))) from error
+
+
+def explain(error: ValidationError) -> str:
+    """What is wrong with a card, key by key, in one line."""
+    return "; ".join(_explain(problem) for problem in error.errors(include_url=False))
 
 
 def _explain(problem: Any) -> str:
@@ -439,4 +477,7 @@ def card_digest(card: Card) -> str:
     content = card.model_dump(mode="json", by_alias=True, exclude=set(NOT_IN_DIGEST))
     if content["layout"]:
         del content["layout"]["example"]
+    for name, default in (("relax", []), ("dicom", "refuse"), ("scan_area", None)):
+        if content[name] == default:
+            del content[name]  # came later: older cards keep their digest, and their shards
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())

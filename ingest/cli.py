@@ -7,18 +7,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ingest.deid.cli import app as deid_app
 from usdata.errors import CardError, UsdataError
 
 if TYPE_CHECKING:
     from ingest.card import Card
 
 app = typer.Typer()
+app.add_typer(deid_app)
 DEFAULT_LAKE = "lake"
 
 
 @app.command()
 def ingest(
-    dataset: Annotated[str | None, typer.Argument(help="A registered data set; see `usdata datasets`.")] = None,
+    dataset: Annotated[
+        str | None, typer.Argument(help="A registered data set (see `usdata datasets`), or `private`: your own patients'.")
+    ] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="Folder or archive that holds the files.", metavar="PATH")
     ] = None,
@@ -29,11 +33,30 @@ def ingest(
     interpolation: Annotated[
         str | None, typer.Option(help="Of a new lake: bilinear-aa (default) or bilinear-fast.")
     ] = None,
+    name: Annotated[str | None, typer.Option(help="Of `private`: what to call the data set.", metavar="SITE")] = None,
+    organ: Annotated[str | None, typer.Option(help="Of `private`: the organ in all files.")] = None,
+    key_file: Annotated[
+        Path | None,
+        typer.Option(help="Of private data: the secret key's file; default: $USDATA_DEID_KEY_FILE.", metavar="FILE"),
+    ] = None,
+    issuer: Annotated[
+        str | None, typer.Option(help="Of private data: who gave out the patient ids; default: the data set's name.")
+    ] = None,
+    templates: Annotated[
+        Path | None, typer.Option(help="Of private data: your reviewed device templates.", metavar="DIR")
+    ] = None,
+    area: Annotated[
+        Path | None, typer.Option(help="Of private data: folder for the audit; only you can read it.", metavar="DIR")
+    ] = None,
+    relax: Annotated[
+        list[str] | None, typer.Option(help="Of `private`: a rule to leave out (text); the catalog shows it.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be read.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")] = False,
 ) -> None:
     """Bring a data set into the lake, or bring it up to date."""
     from ingest.card import get_card, load_card
+    from ingest.deid.private import open_private, private_card, rules_of
     from ingest.progress import show, tell
     from ingest.run import as_record, dry_run_record
     from ingest.run import ingest as run
@@ -43,18 +66,33 @@ def ingest(
 
     if (dataset is None) == (card is None):
         raise typer.BadParameter("give either a registered data set or --card FILE")
-    chosen = load_card(card) if card else get_card(str(dataset))
+    if (dataset == "private") != (name is not None):
+        raise typer.BadParameter("`usdata ingest private` and --name SITE belong together")
+    if dataset == "private":
+        chosen = private_card(str(name), organ, tuple(relax or ()))
+    elif organ or relax:
+        raise typer.BadParameter("--organ and --relax are for `private`; a card says them itself")
+    else:
+        chosen = load_card(card) if card else get_card(str(dataset))
+    private = chosen.deid_profile == "private"
+    if not private and (key_file or issuer or templates or area):
+        raise typer.BadParameter("--key-file, --issuer, --templates and --area are for private data")
     if images and not chosen.generator:
         raise CardError(f"--images is for generated data sets; {chosen.name} is read from files.", dataset=chosen.name)
     if source and chosen.generator:
         raise CardError(f"{chosen.name} is generated, not read: leave --from out.", dataset=chosen.name)
-    with open_source(source) if source else nullcontext() as folder:
+    given = {"issuer": issuer, "templates": templates, "area": area}
+    rules = rules_of(chosen, key_file, source=source, **given) if private else None
+    opening = open_private(source, rules) if source and rules else open_source(source) if source else nullcontext()
+    with opening as folder:
         if dry_run:
-            print_rows([dry_run_record(chosen, folder, images)], json)
+            print_rows([dry_run_record(chosen, folder, images, rules)], json)
             return
         opened = Lake.create(lake, interpolation)
         with show(chosen.name, quiet=json) as progress:
-            report = run(chosen, folder, opened, workers=workers or cores(), count=images, progress=progress)
+            report = run(
+                chosen, folder, opened, workers=workers or cores(), count=images, rules=rules, progress=progress
+            )
     print_rows([as_record(report)], as_json=True) if json else tell(report, opened)
     if not report.counts.samples:
         raise UsdataError(

@@ -4,11 +4,14 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ingest.card import PLACEHOLDER, Card, Value
 from usdata.errors import CardError
 from usdata.schema import check_word, organ_group_of
+
+if TYPE_CHECKING:
+    from ingest.deid.identity import Identity
 
 SPLITS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 SPLITS |= {"testing": "test", "dev": "val"}
@@ -57,8 +60,9 @@ def mapped(value: Value, word: str) -> str | None:
 class Filler:
     """Fills the columns of a card's items; built once per listing, because the card is read once."""
 
-    def __init__(self, card: Card) -> None:
-        self.card = card
+    def __init__(self, card: Card, identity: "Identity | None" = None) -> None:
+        """`identity` makes the ids of private data; their own words are not kept."""
+        self.card, self.identity = card, identity
         self.constants = card.constants()
         self.prefix = card.patients_of or card.name
         self.from_path = [(column, value) for column, value, table in card.filled() if table is None]
@@ -87,7 +91,7 @@ class Filler:
                 self._put(row, named, column, value, word)
             elif column in self.required:
                 raise Refused("label_missing", "The path gives no label.")
-        if kind == "video" and not row.get("clip"):
+        if kind == "video" and not row.get("clip") and self.identity is None:
             row["clip"] = f"{self.card.name}-{PurePosixPath(words['path']).with_suffix('')}"
         return self._finish(row, named)
 
@@ -108,7 +112,7 @@ class Filler:
             row |= {"pixel_mm_x": number, "pixel_mm_y": number} if column == "pixel_mm" else {column: number}
         elif column in WORDS:
             row[column] = _word(column, word, raw)
-            if column in RAW:
+            if column in RAW and self.identity is None:
                 row[f"{column}_raw"] = raw
         elif column == "official_split":
             split = SPLITS.get((word or "").lower())
@@ -118,14 +122,23 @@ class Filler:
         elif word is None:
             raise Refused(f"unknown_{column}", f"{column}: {raw!r} is not in the card's map.")
         else:
-            prefix = self.prefix if column == "patient" else self.card.name
-            row[column] = f"{prefix}-{word}" if column in GROUPS else word
+            row |= self._id(column, word) if column in GROUPS else {column: word}
+
+    def _id(self, column: str, word: str) -> dict[str, Any]:
+        """A patient's, study's or clip's id: prefixed in public data, a pseudonym in private data."""
+        if self.identity is None:
+            return {column: f"{self.prefix if column == 'patient' else self.card.name}-{word}"}
+        if column == "patient":
+            return {"patient": self.identity.patient(word, None), "patient_known": True}
+        return {column: self.identity.study(word) if column == "study" else self.identity.clip(word)}
 
     def _finish(self, row: dict[str, Any], named: dict[str, dict[str, Any]]) -> dict[str, Any]:
         for family, values in named.items():
             row[family] = json.dumps(values, sort_keys=True, separators=(",", ":")) if values else None
         if self.card.target:
             row["target"] = named["targets"].get(self.card.target)
+        if not row.get("organ") and self.identity is not None:
+            row["organ"] = "unknown"  # a DICOM header may still say it
         if not row.get("organ"):
             raise Refused("unknown_organ", "Neither the path nor a table gives the organ.")
         row["organ_group"] = organ_group_of(row["organ"])

@@ -12,13 +12,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ingest.card import Card
 from ingest.fields import Filler, Refused, path_words
 from ingest.readers import sniff
 from ingest.readers.table import Tables
 from usdata.errors import CardError, DataError
+
+if TYPE_CHECKING:
+    from ingest.deid.identity import Identity
 
 Role = Literal["ignore", "table", "mask", "video", "image"]
 ROLES: tuple[Role, ...] = ("ignore", "table", "mask", "video", "image")  # the first that fits wins
@@ -38,6 +41,13 @@ class Item:
     organ: str
     fields: dict[str, Any]  # the row's columns known before any pixel is read, rights and defaults included
     masks: tuple[str, ...] = ()  # POSIX paths, sorted
+    # Of private data `path` is the keyed source id, and this the real path: never stored, shown or hashed without key.
+    file: str | None = field(default=None, repr=False)
+
+    @property
+    def place(self) -> str:
+        """Where the file lies below the root."""
+        return self.path if self.file is None else self.file
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +57,7 @@ class Problem:
     path: str
     stage: str
     reason: str
-    detail: str
+    detail: str | None  # None for private data
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +89,21 @@ class _Found:
     files: int = 0
 
 
-def list_items(card: Card, root: Path) -> Listing:
+def list_items(card: Card, root: Path, identity: "Identity | None" = None) -> Listing:
     """The items below `root`, with all fields that paths and tables give, and every file that is none.
 
     Args:
         card: what to look for.
         root: a folder, for instance from `ingest.unpack.open_source`.
+        identity: of private data only, for `ingest.deid.private`, which takes the names out of what comes back.
 
     Raises:
         DataError: `root` does not exist, is no folder, or has no file (reasons missing, not_a_folder, empty_folder).
         CardError: the card has no layout yet, no file fits it, a table it requires is missing or unusable, or what an
             error would name is DICOM.
     """
-    if card.deid_profile == "private":
-        raise CardError(
-            "Private data can't be ingested yet: this version does not de-identify.", dataset=card.name, step="list"
-        )
+    if identity is None and card.deid_profile == "private":
+        raise CardError("Private data is listed with a key only.", dataset=card.name, step="list")
     if card.layout is None:
         raise CardError(
             f"The layout of {card.name} is not known yet.",
@@ -105,7 +114,7 @@ def list_items(card: Card, root: Path) -> Listing:
     found = _sort_into_roles(card, root)
     tables = Tables.read(card, root, found.table)
     masks = _pair(card, found)
-    items = list(_build(card, found, tables, masks))
+    items = list(_build(card, found, tables, masks, Filler(card, identity)))
     done = found.ignored + len(tables.paths) + len(items) + sum(len(i.masks) for i in items) + len(found.problems)
     if done != found.files:
         raise AssertionError(f"{found.files} files were found but {done} accounted for")
@@ -183,7 +192,7 @@ def _sort_into_roles(card: Card, root: Path) -> _Found:
         found.files += 1
         if CLUTTER.fullmatch(path):
             found.ignored += 1
-        elif problem or (problem := _bad_path(path)):
+        elif problem or (card.deid_profile == "public" and (problem := _bad_path(path))):
             reason, _, detail = problem.partition(": ")
             found.problems.append(Problem(_printable(path), "list", reason, detail))
         elif not _take(found, path, patterns):
@@ -200,7 +209,7 @@ def _sort_into_roles(card: Card, root: Path) -> _Found:
             hint=f"Get the files:  usdata fetch {card.name}        or give their folder:  --from DIR",
         )
     shown = found.table if found.image else [path for path, _ in walk(root)]
-    if any(sniff.is_dicom(root / path) for path in shown):
+    if card.deid_profile == "public" and card.dicom == "refuse" and any(sniff.is_dicom(root / path) for path in shown):
         raise sniff.refuse_dicom(card.name)
     if not found.image:
         raise _no_match(card, root, unmatched or [problem.path for problem in found.problems] or sorted(found.mask))
@@ -289,8 +298,9 @@ def _pair(card: Card, found: _Found) -> dict[str, list[str]]:
     return masks
 
 
-def _build(card: Card, found: _Found, tables: Tables, masks: Mapping[str, list[str]]) -> Iterator[Item]:
-    filler = Filler(card)
+def _build(
+    card: Card, found: _Found, tables: Tables, masks: Mapping[str, list[str]], filler: Filler
+) -> Iterator[Item]:
     needs_mask = card.masks is not None and card.masks.required
     for path in sorted(found.image):
         own = sorted(masks.get(path, ()))

@@ -8,6 +8,7 @@ from pathlib import Path
 import xxhash
 
 from ingest.card import Card, card_digest
+from ingest.deid.rules import Rules
 from ingest.scan import Source
 from usdata.shards import MAX_SAMPLES
 
@@ -26,13 +27,20 @@ class ShardJob:
     interpolation: str
     threads: int
     fingerprint: str
+    rules: Rules | None = None  # of data that goes through `ingest.deid`
 
 
 def plan_shards(
-    card: Card, root: Path, staging: Path, sources: list[Source], interpolation: str, workers: int
+    card: Card,
+    root: Path,
+    staging: Path,
+    sources: list[Source],
+    interpolation: str,
+    workers: int,
+    rules: Rules | None = None,
 ) -> list[ShardJob]:
-    """The shard jobs of a data set, by organ and path."""
-    digest = card_digest(card)
+    """The shard jobs of a data set, by organ and path (of private data, by the keyed id that stands for it)."""
+    digest = rules.digest(card) if rules else card_digest(card)
     by_organ: dict[str, list[Source]] = {}
     for source in sources:
         by_organ.setdefault(source.item.organ, []).append(source)
@@ -43,8 +51,9 @@ def plan_shards(
     ]
     threads = max(1, workers // max(1, len(parts)))  # fewer shards than workers: share a shard's decoding
     return [
-        ShardJob(card, root, staging, name, part, interpolation, threads, _fingerprint(digest, interpolation, part))
+        ShardJob(card, root, staging, name, part, interpolation, threads, fingerprint, rules)
         for name, part in parts
+        for fingerprint in (_fingerprint(digest, interpolation, part),)
     ]
 
 
@@ -54,6 +63,9 @@ def _fill(sources: list[Source]) -> Iterator[list[Source]]:
     room = MAX_SAMPLES
     for source in sources:
         start = 0
+        if source.clean and room < len(source.frames) <= MAX_SAMPLES:
+            yield part  # a clip is cleaned as a whole: keep it in one shard where that is possible
+            part, room = [], MAX_SAMPLES
         while start < len(source.frames):
             stop = min(start + room, len(source.frames))
             ids = source.sample_ids[start:stop]

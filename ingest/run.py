@@ -19,6 +19,8 @@ from ingest import generated
 from ingest.build import Rejected, ShardReport, build_shard
 from ingest.card import Card, card_digest, get_card, registered
 from ingest.commit import clear_stale, commit, committed_shards, find_finished, take_staging
+from ingest.deid.private import list_private
+from ingest.deid.rules import DEID_VERSION, Rules
 from ingest.layout import Listing, Problem, list_items, walk
 from ingest.plan import ShardJob, plan_shards
 from ingest.readers import sniff
@@ -55,6 +57,7 @@ class Plan:
     finished: dict[str, ShardReport]  # jobs whose shard is already right, by name
     problems: list[Problem]
     staging: Path
+    rules: Rules | None = None  # of data that goes through `ingest.deid`
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ def prepare(
     *,
     workers: int = 1,
     count: int | None = None,
+    rules: Rules | None = None,
     progress: Progress = _silent,
 ) -> Plan:
     """List and scan the source, and divide it into shard jobs; writes nothing but the staging folder.
@@ -91,29 +95,39 @@ def prepare(
         source: folder of files; None for a generated data set.
         workers: threads for scanning, and what the jobs may use.
         count: number of images of a generated data set.
+        rules: of private data, from `ingest.deid.private.rules_of`.
 
     Raises:
-        CardError: the card is private or does not fit the files, or DICOM was found.
+        CardError: the card does not fit the files, or DICOM was found that it does not expect; private data without
+            rules, or under another key than the data set in the lake.
         UsdataError: the folder is missing or empty.
     """
-    root, listing, sources = _list(card, source, count)
+    root, listing, sources = _list(card, source, count, rules)
+    rules = rules or (Rules.published(card) if card.dicom == "published" or card.scan_area == "find" else None)
+    _refuse_another_key(card, lake, rules)
     problems: list[Problem] = []
     if not card.generator:
         total = len(listing.items)
-        sources, problems = scan(card, root, listing.items, workers, _counter(progress, "scan", total))
+        counter = _counter(progress, "scan", total)
+        sources, problems = scan(card, root, listing.items, workers, counter, rules, lake.info["interpolation"])
     with explain_os_errors(lake.root, dataset=card.name, step="plan"):
         staging = take_staging(lake, card.name)
-        jobs = plan_shards(card, root.absolute(), staging, sources, lake.info["interpolation"], workers)
+        jobs = plan_shards(card, root.absolute(), staging, sources, lake.info["interpolation"], workers, rules)
         clear_stale(staging, jobs)
         known = committed_shards(lake, card.name)
         finished = {job.name: report for job in jobs if (report := find_finished(lake, job, known))}
-    return Plan(card, lake, listing, sources, jobs, finished, [*listing.problems, *problems], staging)
+    return Plan(card, lake, listing, sources, jobs, finished, [*listing.problems, *problems], staging, rules)
 
 
-def _list(card: Card, source: Path | None, count: int | None) -> tuple[Path, Listing, list[Source]]:
+def _list(
+    card: Card, source: Path | None, count: int | None, rules: Rules | None
+) -> tuple[Path, Listing, list[Source]]:
     """The source's root and its items, after everything that must be refused; of a generated set also its sources."""
-    _refuse_private(card)
+    _refuse_without_layout(card)
     _refuse_borrowed_name(card)
+    if card.deid_profile == "private":
+        root = _folder(card, source)
+        return root, list_private(card, root, _needed(card, rules)), []
     if card.generator:
         return Path(), *generated.sources(card, count)
     root = _folder(card, source)
@@ -122,16 +136,34 @@ def _list(card: Card, source: Path | None, count: int | None) -> tuple[Path, Lis
     return root, listing, []
 
 
-def _refuse_private(card: Card) -> None:
-    if card.deid_profile != "public":
+def _needed(card: Card, rules: Rules | None) -> Rules:
+    if rules is None:
         raise CardError(
-            "The card says `deid_profile: private`. Private data is refused until de-identification is part of usdata; "
-            "nothing was read.",
+            "The card says `deid_profile: private`: its patients' ids and dates need a key.",
             dataset=card.name,
             step="list",
-            hint="If the files were published by their owner, write `deid_profile: public` into the card.",
+            hint="usdata deid-key new FILE      then give it:  --key-file FILE      "
+            "If the files were published by their owner, write `deid_profile: public` into the card.",
         )
-    if card.layout is None and not card.generator:
+    return rules
+
+
+def _refuse_another_key(card: Card, lake: Lake, rules: Rules | None) -> None:
+    """A new key would replace every pseudonym: two lakes' patients could no longer be told to be the same."""
+    manifest = lake.read_manifest(card.name)
+    before = (manifest or {}).get("deid", {}).get("key_fingerprint")
+    if rules is not None and before not in (None, rules.key_fingerprint):
+        raise CardError(
+            f"The data set was ingested with another key ({before}; this one is {rules.key_fingerprint}): all its "
+            "pseudonyms, ids and dates would change.",
+            dataset=card.name,
+            step="list",
+            hint="Give the first key, or another --name.",
+        )
+
+
+def _refuse_without_layout(card: Card) -> None:
+    if card.layout is None and not card.generator and card.deid_profile == "public":
         raise CardError(
             f"The files' layout is not known: {card.needs}",
             dataset=card.name,
@@ -164,6 +196,8 @@ def _folder(card: Card, source: Path | None) -> Path:
 
 def _refuse_dicom_among(card: Card, root: Path, problems: Iterable[Problem]) -> None:
     """Files that no pattern fits might be DICOM, whose very paths can name a patient: look before storing a path."""
+    if card.dicom == "published":
+        return
     odd = any(problem.reason == "bad_path" for problem in problems)  # shown escaped: look at the real names
     names = [name for name, _ in walk(root)] if odd else [problem.path for problem in problems]
     for name in names:
@@ -220,6 +254,9 @@ def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:
         "interpolation": plan.lake.info["interpolation"],
         "counts": {name: getattr(counts, name) for name in Counts.__slots__},
     }
+    if plan.rules is not None:
+        record["deid"] = {"version": DEID_VERSION, "key_fingerprint": plan.rules.key_fingerprint}
+        _check_accounted(plan, counts, reports, rejected)
     changed = commit(plan.lake, plan.card.name, plan.staging, reports, rejected, record)
     organs: Counter[str] = Counter()
     for job, report in zip(plan.jobs, reports, strict=True):
@@ -235,6 +272,25 @@ def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:
         changed=changed,
         organs=dict(organs),
     )
+
+
+def _check_accounted(plan: Plan, counts: Counts, reports: list[ShardReport], rejected: list[Rejected]) -> None:
+    """Q1: every file of a private source is in the lake, in the quarantine or ignored; anything else fails the run."""
+    expected = sum(len(source.frames) for source in plan.sources)
+    frames_of = {source.item.path: 0 for source in plan.sources}
+    for job, report in zip(plan.jobs, reports, strict=True):
+        out = {r.source_id for r in report.rejected}
+        for source in job.sources:
+            if source.item.path in out:
+                frames_of[source.item.path] += len(source.frames)
+    if counts.samples + sum(frames_of.values()) != expected:
+        raise LakeError(
+            f"{expected} images were planned, {counts.samples} built and {sum(frames_of.values())} refused: some are "
+            "unaccounted for, so nothing was written.",
+            dataset=plan.card.name,
+            step="commit",
+            hint="This is a bug of usdata: please report it. The lake is as it was.",
+        )
 
 
 def _counts(plan: Plan, reports: list[ShardReport], rejected: list[Rejected]) -> Counts:
@@ -297,6 +353,7 @@ def ingest(
     *,
     workers: int = 1,
     count: int | None = None,
+    rules: Rules | None = None,
     progress: Progress = _silent,
 ) -> IngestReport:
     """Bring a data set into the lake, or bring it up to date; what is already right is not built again.
@@ -306,13 +363,14 @@ def ingest(
         source: the folder that holds them; None for a generated data set.
         workers: processes that build shards; the result is the same for any number.
         count: number of images of a generated data set.
+        rules: of private data, from `ingest.deid.private.rules_of`.
         progress: called with (stage, done, total).
 
     Raises:
         CardError, LakeError, DataError: see `prepare`, `build_all`, `finish`.
     """
     with only_ingest(lake, card.name):
-        plan = prepare(card, source, lake, workers=workers, count=count, progress=progress)
+        plan = prepare(card, source, lake, workers=workers, count=count, rules=rules, progress=progress)
         jobs = open_jobs(plan)
         built = []
         with closing(build_all(jobs, workers)) as reports:
@@ -322,13 +380,15 @@ def ingest(
         return finish(plan, built)
 
 
-def dry_run_record(card: Card, source: Path | None, count: int | None = None) -> dict[str, Any]:
+def dry_run_record(
+    card: Card, source: Path | None, count: int | None = None, rules: Rules | None = None
+) -> dict[str, Any]:
     """What an ingest would read: counts by role, reasons and notes; nothing is opened but tables, nothing written.
 
     Raises:
         CardError, UsdataError: as `prepare`.
     """
-    _, listing, _ = _list(card, source, count)
+    _, listing, _ = _list(card, source, count, rules)
     return {
         "dataset": card.name,
         "files": listing.files,

@@ -1,4 +1,6 @@
-"""The deployments: one of flow `ingest` per card, `pretrain/d2mae`, `downstream/probe`; prefect.yaml is made from them.
+"""The deployments: one of flow `ingest` per card and `ingest/private`, `pretrain/d2mae`, `downstream/probe`.
+
+prefect.yaml is made from them:
 
 python -m pipelines.deployments > prefect.yaml        after a card was added
 """
@@ -7,6 +9,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any
 
 import yaml
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 _ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 
+_PRIVATE = "Patients' own files, de-identified; give -p name=SITE. Folder and key: see docs/private.md."
+
 _HEAD = """\
 # Prefect deployments for a work pool, one per card. Made by: python -m pipelines.deployments > prefect.yaml
 #
@@ -27,6 +32,8 @@ _HEAD = """\
 # then, from anywhere that reaches the server:
 #   prefect deployment run ingest/phantom --watch
 #   prefect deployment run ingest/busi -p source=/data/busi --watch
+#   prefect deployment run ingest/private -p name=site_a --watch     files and key by the worker's environment:
+#                                                                    docs/private.md
 # Paths are those of the worker's machine; relative ones start in the folder in which `prefect deploy` was called.
 name: usdata
 pull:
@@ -46,6 +53,11 @@ class Spec:
     name: str
     description: str
     parameters: dict[str, Any] = field(default_factory=dict)
+    entrypoint: str = ""  # module and function; "": the function of the flow's name in `pipelines.flows`
+
+    def __post_init__(self) -> None:
+        if not self.entrypoint:
+            object.__setattr__(self, "entrypoint", f"pipelines.flows.{self.flow}")
 
 
 def specs(lake: str, data: Path | None = None) -> list[Spec]:
@@ -56,6 +68,7 @@ def specs(lake: str, data: Path | None = None) -> list[Spec]:
         data: folder in which the data sets lie, if there is one; those found get their `source`.
     """
     found = [_ingest_spec(get_card(name), lake, data) for name in registered()]
+    found.append(Spec("ingest", "private", _PRIVATE, {"lake": lake}, "pipelines.private.ingest_private"))
     found.append(Spec("pretrain", "d2mae", "Train an encoder by D2MAE.", {"recipe": "d2mae", "lake": lake}))
     found.append(Spec("downstream", "probe", "Score an encoder; give it with -p encoder=DIR.", {"lake": lake}))
     return found
@@ -82,11 +95,8 @@ def runner_deployments(lake: Path, data: Path | None) -> list["RunnerDeployment"
     """The deployments as a Prefect runner serves them; they name a module, so runs do not depend on the folder."""
     from prefect.deployments.runner import EntrypointType
 
-    from pipelines import flows
-
-    known: dict[str, Any] = {"ingest": flows.ingest, "pretrain": flows.pretrain, "downstream": flows.downstream}
     return [
-        known[spec.flow].to_deployment(
+        resolve_name(spec.entrypoint).to_deployment(
             name=spec.name,
             parameters=spec.parameters,
             description=spec.description,
@@ -104,7 +114,7 @@ def prefect_yaml() -> str:
 def _entries() -> Iterator[str]:
     for spec in specs("lake"):
         parameters = yaml.safe_dump(spec.parameters, default_flow_style=True, sort_keys=False, width=1000).strip()
-        yield f"  - {yaml.safe_dump({'name': spec.name})}    entrypoint: pipelines.flows.{spec.flow}\n"
+        yield f"  - {yaml.safe_dump({'name': spec.name})}    entrypoint: {spec.entrypoint}\n"
         yield f"    parameters: {parameters}\n    work_pool: *local\n"
 
 

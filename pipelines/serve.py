@@ -99,7 +99,7 @@ async def _serve(deployments: list["RunnerDeployment"], ready: Callable[[], None
 
 def _welcome(url: str, lake: Path, data: Path | None) -> None:
     """What to type in the second shell."""
-    ingests = [spec for spec in specs(str(lake), data) if spec.flow == "ingest"]
+    ingests = [spec for spec in specs(str(lake), data) if spec.flow == "ingest" and "dataset" in spec.parameters]
     found = [spec.name for spec in ingests if "source" in spec.parameters]
     others = [spec.name for spec in ingests if "source" not in spec.parameters and spec.name != "phantom"]
     example = f"ingest/{found[0] if found else 'phantom'}"
@@ -116,6 +116,9 @@ def _welcome(url: str, lake: Path, data: Path | None) -> None:
             f"Without files: {', '.join(others)} ({where}), or tell each run:",
             f"  prefect deployment run ingest/{others[0]} -p source=DIR --watch",
         )
+    private = os.environ.get("USDATA_PRIVATE_DIR")
+    if private and os.environ.get("USDATA_DEID_KEY_FILE"):
+        say("Private files:  prefect deployment run ingest/private -p name=FOLDER --watch")
 
 
 # --- the server -------------------------------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
-"""The stages of dvc.yaml: `python -m pipelines.stages lake | ingest NAME | pretrain | downstream`, from params.yaml.
+"""The stages of dvc.yaml, from params.yaml: `python -m pipelines.stages STAGE`.
 
-Each is the verb of the same name with its settings out of params.yaml, which says more than a shell line can: keys that
-are absent, lists. No Prefect here, so a stage starts quickly.
+`lake`, `ingest NAME`, `private NAME`, `pretrain`, `downstream`: each is the verb of the same name with its settings out
+of params.yaml, which says more than a shell line can: keys that are absent, lists. No Prefect here, so a stage starts
+quickly.
 """
 
 import shutil
@@ -13,7 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from usdata.cli import run_app
-from usdata.errors import ConfigError, nearest
+from usdata.errors import ConfigError, LakeError, nearest
 from usdata.files import read_json, write_json
 from usdata.lake import Lake
 
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from usdata.cohort import Cohort
 
 PARAMS = Path("params.yaml")
+INPUTS = Path("inputs")  # lists of private files, by `usdata deid-inputs`
 METRICS = Path("scores.json")
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 
@@ -36,6 +38,14 @@ class DatasetParams(_Model):
     card: Path
     source: Path
     images: int | None = None
+
+
+class PrivateParams(_Model):
+    """One private data set, as the options of `usdata ingest private`. Its folder and the key: by the environment."""
+
+    organ: str | None = None
+    issuer: str | None = None
+    templates: Path | None = None
 
 
 class PretrainParams(_Model):
@@ -62,6 +72,7 @@ class Params(_Model):
     lake: Path
     interpolation: str = "bilinear-aa"
     datasets: dict[str, DatasetParams]
+    private: dict[str, PrivateParams] = {}
     pretrain: PretrainParams
     downstream: DownstreamParams = DownstreamParams()
 
@@ -87,7 +98,7 @@ def _explain(problem: Any) -> str:
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] != "extra_forbidden":
         return f"{place}: {problem['msg']}"
-    models = (Params, DatasetParams, PretrainParams, DownstreamParams)
+    models = (Params, DatasetParams, PrivateParams, PretrainParams, DownstreamParams)
     return f"{place}: unknown key.{nearest(str(problem['loc'][-1]), {k for m in models for k in m.model_fields})}"
 
 
@@ -126,6 +137,35 @@ def ingest(name: str) -> None:
         dry_run=False,
         json=False,
     )
+
+
+@app.command()
+def private(name: str) -> None:
+    """Bring one private data set into the lake, as `usdata ingest private`, if its files are those of its list.
+
+    No path of a private file is in params.yaml, dvc.yaml or DVC's files: $USDATA_PRIVATE_DIR/NAME holds the files, and
+    $USDATA_DEID_KEY_FILE names the key.
+    """
+    from ingest.cli import cores
+    from ingest.deid.inputs import check_inputs, find_source
+    from ingest.deid.private import private_card, rules_of
+    from ingest.progress import show, tell
+    from ingest.run import ingest as run
+
+    params = read_params()
+    if name not in params.private:
+        raise ConfigError(f"{PARAMS} lists no private data set {name!r}.{nearest(name, params.private)}")
+    chosen = params.private[name]
+    card = private_card(name, chosen.organ)
+    source = find_source(None, name)
+    rules = rules_of(card, None, source=source, issuer=chosen.issuer, templates=chosen.templates)
+    check_inputs(INPUTS / f"{name}.json", card, source, rules)
+    opened = Lake(params.lake)
+    with show(name, quiet=False) as progress:
+        report = run(card, source, opened, workers=cores(), rules=rules, progress=progress)
+    tell(report, opened)
+    if not report.counts.samples:
+        raise LakeError("Not one image got in.", dataset=name, step="build", hint=f"usdata deid-review --name {name}")
 
 
 @app.command()

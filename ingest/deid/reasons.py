@@ -65,7 +65,12 @@ _REJECTED = frozenset(
 
 
 class Refusal(DataError):
-    """A private item is refused. Its message is the reason's word alone: nothing of the source can be in it."""
+    """A private item is refused. Its message is the reason's word alone: nothing of the source can be in it.
+
+    `where` is a place in our own code, for `Reason.INTERNAL`.
+    """
+
+    where: str | None = None
 
     def __init__(self, reason: Reason, step: str) -> None:
         super().__init__(reason.value, f"The item was refused: {reason.value}.", step=step)

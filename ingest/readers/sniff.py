@@ -47,11 +47,12 @@ def begins_dicom(head: bytes) -> bool:
 
 
 def refuse_dicom(dataset: str) -> CardError:
-    """The error for DICOM input: it may name a patient, and de-identification is not part of this version."""
+    """The error for DICOM that a card does not expect: it may name a patient, in its very path."""
     return CardError(
-        "The source holds DICOM files. They can name a patient, so they are refused until de-identification is part of "
-        "usdata; nothing was read into the lake.",
+        "The source holds DICOM files. They can name a patient, and the card does not say that they were published; "
+        "nothing was read into the lake.",
         dataset=dataset,
         step="scan",
-        hint="Ingest published images, or de-identify and export them to PNG first and write a card for the folder.",
+        hint="Of a hospital:  usdata ingest private --from DIR --name SITE --key-file KEY      "
+        "Published by their owner: write  dicom: published  into the card.",
     )

@@ -85,7 +85,7 @@ def choose_frames(n_frames: int, stride: int = 1, max_per_clip: int | None = Non
     return [frames[k * len(frames) // max_per_clip] for k in range(max_per_clip)]
 
 
-def _is_video(head: bytes) -> bool:
+def is_video(head: bytes) -> bool:
     """Whether a file begins as one of the containers we read.
 
     FFmpeg itself would also open playlists and concatenation scripts, which make it read other files.
@@ -141,7 +141,7 @@ def _opened(path: Path) -> Iterator[cv2.VideoCapture]:
     if not head:
         raise DataError("empty_file", "The file has no bytes.", step="read")
     _check_whole(path, head)
-    if not _is_video(head):
+    if not is_video(head):
         raise DataError("unsupported", f"Not a video that is read here: it begins {head!r}.", step="read")
     # One thread: frames come out the same, and shards are built in parallel already.
     capture = cv2.VideoCapture(str(path.absolute()), cv2.CAP_FFMPEG, [cv2.CAP_PROP_N_THREADS, 1])

@@ -14,6 +14,7 @@ from fakes.folders import tree_digest, write_folder, write_image
 
 from ingest import build, commit
 from ingest.card import get_card, load_card
+from ingest.deid.private import private_card
 from ingest.run import ingest, only_ingest
 from usdata import png
 from usdata.errors import CardError, LakeError, UsdataError
@@ -335,11 +336,16 @@ def test_a_card_of_ones_own_can_not_replace_a_registered_data_set_by_its_name(fo
         run(folder, tmp_path / "lake")
 
 
-def test_a_private_card_is_refused_before_a_file_is_read(folder, tmp_path):
+def test_a_private_card_with_masks_is_refused_before_a_file_is_read(folder, tmp_path):
     card = folder.parent / "mine.yaml"
     card.write_text(card.read_text().replace("deid_profile: public", "deid_profile: private"))
-    with pytest.raises(CardError, match="de-identification"):
+    with pytest.raises(CardError, match="masks, crop: not for private files"):
         run(folder, tmp_path / "lake")
+
+
+def test_a_private_card_needs_a_key(tmp_path):
+    with pytest.raises(CardError, match=r"need a key.*\n.*usdata deid-key new"):
+        ingest(private_card("site_a"), tmp_path / "none", Lake.create(tmp_path / "lake"))
 
 
 def test_every_file_is_accounted_for(folder, tmp_path):

@@ -1,0 +1,164 @@
+"""The parent's side of de-identification: hands files to isolated children and takes what may be stored."""
+
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.card import Card
+from ingest.deid.isolate import PATIENCE, Child, Message
+from ingest.deid.reasons import Reason, Refusal
+from ingest.deid.rules import Rules
+from usdata.schema import IMAGE_SIZE
+
+_BYTES_PER_SECOND = 50e6  # of a slow disk: a large file may be silent for longer. Ours
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """What a file's header gives: catalog columns, the number of frames, and how many fields met which fate."""
+
+    row: dict[str, Any]
+    frames: int
+    fps: float | None
+    clip: bool  # several frames
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """One image that may be stored: its row but for the hashes of its pixels, and the pixels (256, 256)."""
+
+    row: dict[str, Any]
+    image: NDArray[np.uint8]
+
+
+class Cleaners:
+    """`number` children for as many threads. Use it in a `with`: nothing outlives it."""
+
+    def __init__(self, card: Card, rules: Rules, interpolation: str, number: int = 1) -> None:
+        setup = {
+            "card": card.model_dump(mode="json", by_alias=True),
+            "rules": rules.as_json(),
+            "interpolation": interpolation,
+        }
+        self._temp = None if rules.area is None else temporary_folder(rules.area)
+        self._children = [Child(setup, self._temp) for _ in range(number)]
+        self._free: SimpleQueue[Child] = SimpleQueue()
+        for child in self._children:
+            self._free.put(child)
+
+    def examine(self, path: Path, relative: str) -> Examined:
+        """The header of a file.
+
+        Raises:
+            Refusal: with its closed reason.
+        """
+        with self._child() as child:
+            content = list(child.ask("examine", _patience(path), path=str(path), relative=relative))[-1].content
+        return Examined(**{name: content[name] for name in Examined.__slots__})
+
+    def clean(
+        self, path: Path, relative: str, frames: Sequence[int], rows: Mapping[int, Mapping[str, Any]]
+    ) -> tuple[list[Kept], dict[str, int]]:
+        """The images of the wanted frames, all of them or none, and the counts of the header's fields.
+
+        Args:
+            rows: by frame, the columns known so far; they are part of what is searched for the source's identifiers.
+
+        Raises:
+            Refusal: with its closed reason.
+        """
+        question = {"path": str(path), "relative": relative, "frames": list(frames), "rows": rows}
+        kept: list[Kept] = []
+        with self._child() as child:
+            for message in child.ask("clean", _patience(path), **question):
+                if message.kind == "sample":
+                    kept.append(Kept(message.content["row"], _image(message)))
+        if len(kept) != len(frames):
+            raise Refusal(Reason.FRAME_MISSING, "isolate")
+        return kept, message.content["counts"]
+
+    def decide(self, path: Path, relative: str) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]]]:
+        """A file's verdict and pictures for review: see `ingest.deid.item.answer_decide`."""
+        pictures: dict[str, NDArray[np.uint8]] = {}
+        with self._child() as child:
+            for message in child.ask("decide", _patience(path), path=str(path), relative=relative):
+                if message.kind == "sample":
+                    shape = message.content["shape"]
+                    pictures[message.content["picture"]] = np.frombuffer(message.blob, np.uint8).reshape(shape)
+        return message.content, pictures
+
+    @contextmanager
+    def _child(self) -> Iterator[Child]:
+        child = self._free.get()
+        try:
+            yield child
+        finally:
+            self._free.put(child)
+
+    def __enter__(self) -> "Cleaners":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for child in self._children:
+            child.__exit__(kind, error, trace)
+        if self._temp is not None:
+            leave(self._temp)
+
+
+def temporary_folder(area: Path) -> Path:
+    """This process's own folder for temporary files in the private area, mode 0700.
+
+    Folders of processes that are gone (killed before they could clear up) are removed on the way.
+    """
+    place = area / "temp"
+    for earlier in place.glob("process-*"):
+        number = earlier.name.removeprefix("process-")
+        if number.isdigit() and not _runs(int(number)):
+            shutil.rmtree(earlier, ignore_errors=True)
+    own = place / f"process-{os.getpid()}"
+    own.mkdir(mode=0o700, exist_ok=True)
+    return own
+
+
+def leave(folder: Path) -> None:
+    """Remove the temporary folder, unless another thread of this process still has something in it."""
+    with suppress(OSError):
+        folder.rmdir()
+
+
+def _runs(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _image(message: Message) -> NDArray[np.uint8]:
+    return np.frombuffer(message.blob, np.uint8).reshape(IMAGE_SIZE, IMAGE_SIZE)
+
+
+def _patience(path: Path) -> float:
+    """Seconds without a sign of life that are granted for a file.
+
+    Raises:
+        Refusal: the file is gone.
+    """
+    try:
+        return PATIENCE + path.stat().st_size / _BYTES_PER_SECOND
+    except OSError:
+        raise Refusal(Reason.MISSING, "read") from None

@@ -1,0 +1,203 @@
+"""A process of its own for reading files that may be damaged or hostile.
+
+Decoders of compressed images are written in C: a bad file can crash one, hang it, or make it take all memory. So each
+file is worked on in a child process with limits. When the child dies or falls silent, that one file is refused with
+its reason, a fresh child takes the next, and the run goes on.
+
+The two sides speak in messages of JSON, with pixels as raw bytes beside it: nothing that the child sends is unpickled.
+The child's own output and error streams are thrown away, since decoders print what they read.
+"""
+
+import json
+import os
+import select
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+from ingest.deid.reasons import Reason, Refusal
+from usdata.errors import ConfigError
+
+PATIENCE = 10.0  # seconds without a sign of life after which a child is taken to hang
+STARTING = 60.0  # seconds for its start: imports from a cold disk
+MEMORY = 3 << 29  # bytes of its own, 1.5 GiB, beyond what the child has after its start
+_HEAD = struct.Struct(">II")  # bytes of JSON, bytes of pixels
+_MAX_JSON = 8 << 20
+_MAX_BLOB = 256 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One message between the two sides: a JSON object, and pixels or nothing."""
+
+    content: dict[str, Any]
+    blob: bytes = b""
+
+    @property
+    def kind(self) -> str:
+        """What it is about: of the child ready, beat, sample, done, refused or failed."""
+        return str(self.content.get("kind"))
+
+
+def pack(content: Mapping[str, Any], blob: bytes = b"") -> bytes:
+    """A message as bytes. Names of files that are not UTF-8 pass through: JSON escapes their surrogates."""
+    text = json.dumps(content, ensure_ascii=True, allow_nan=False).encode()
+    return _HEAD.pack(len(text), len(blob)) + text + blob
+
+
+def unpack(stream: BinaryIO) -> Message | None:
+    """The next message of a blocking stream; None at its end."""
+    head = stream.read(_HEAD.size)
+    if len(head) < _HEAD.size:
+        return None
+    size, pixels = _HEAD.unpack(head)
+    return Message(json.loads(stream.read(size)), stream.read(pixels))
+
+
+class Child:
+    """One child process, started at the first question and again after each that it did not survive.
+
+    Not for several threads at once: give each its own. Use it in a `with`: nothing then outlives it, neither the process
+    nor its folder of temporary files.
+    """
+
+    def __init__(self, setup: Mapping[str, Any], temp: Path | None = None, module: str = "ingest.deid.child") -> None:
+        """`setup` is the first message to every child (see `ingest.deid.child`); `temp`: where temporary files go."""
+        self._setup = dict(setup)
+        self._temp = temp
+        self._module = module
+        self._process: subprocess.Popen[bytes] | None = None
+        self._folder: Path | None = None
+
+    def ask(self, task: str, patience: float = PATIENCE, **content: Any) -> Iterator[Message]:
+        """The child's messages on one task; the last is its `done`.
+
+        Raises:
+            Refusal: the child refused the item; or died of it, was silent for `patience` seconds, or took too much
+                memory.
+            ConfigError: the child can't start (for instance the key file is gone).
+        """
+        process = self._running()
+        try:
+            assert process.stdin is not None
+            process.stdin.write(pack({"task": task, **content}))
+            process.stdin.flush()
+            while True:
+                message = self._next(process, patience)
+                if message.kind == "beat":
+                    continue
+                if message.kind in ("refused", "failed"):
+                    raise self._refusal(message)
+                yield message
+                if message.kind == "done":
+                    return
+        except (BrokenPipeError, EOFError):
+            raise Refusal(self._why_dead(process), "isolate") from None
+        except TimeoutError:
+            self._end()
+            raise Refusal(Reason.TOO_SLOW, "isolate") from None
+        except GeneratorExit:  # nobody wants the rest
+            self._end()
+            raise
+
+    def _refusal(self, message: Message) -> Refusal:
+        reason = Reason(message.content["reason"])
+        refusal = Refusal(reason, str(message.content["step"]))
+        refusal.where = message.content.get("where")
+        if reason is Reason.TOO_MUCH_MEMORY:
+            self._end()  # what it still holds would count against the next file
+        return refusal
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._end()
+        self._folder = Path(tempfile.mkdtemp(prefix="usdata-", dir=self._temp))  # mode 0700
+        quiet = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FFMPEG_THREADS")}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            process_group=0,  # Ctrl-C is for the parent, which then ends it
+            env=os.environ | quiet | {"TMPDIR": str(self._folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(pack({"task": "setup", "parent": os.getpid(), **self._setup}))
+            self._process.stdin.flush()
+            message = self._next(self._process, STARTING)
+        except (BrokenPipeError, EOFError, TimeoutError):
+            self._end()
+            raise ConfigError("The process that reads private files does not start.", step="isolate") from None
+        if message.kind != "ready":
+            self._end()
+            raise ConfigError(str(message.content.get("message")), step="isolate", hint=message.content.get("hint"))
+        return self._process
+
+    def _next(self, process: subprocess.Popen[bytes], patience: float) -> Message:
+        assert process.stdout is not None
+        until = time.monotonic() + patience
+        size, pixels = _HEAD.unpack(_read(process.stdout.fileno(), _HEAD.size, until))
+        if size > _MAX_JSON or pixels > _MAX_BLOB:
+            self._end()
+            raise EOFError
+        text = _read(process.stdout.fileno(), size, until)
+        return Message(json.loads(text), bytes(_read(process.stdout.fileno(), pixels, until)))
+
+    def _why_dead(self, process: subprocess.Popen[bytes]) -> Reason:
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(2)
+        self._end()
+        return Reason.DECODER_DIED
+
+    def _end(self) -> None:
+        """End the process, whatever it does, and remove its temporary files."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                with suppress(BrokenPipeError):
+                    stream.close()  # type: ignore[union-attr]
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def __enter__(self) -> "Child":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._end()
+
+
+def _read(file: int, size: int, until: float) -> bytearray:
+    """Exactly `size` bytes of a pipe.
+
+    Raises:
+        EOFError: it ended before.
+        TimeoutError: the time `until` (monotonic) came first.
+    """
+    content = bytearray(size)
+    view, done = memoryview(content), 0
+    poll = select.poll()
+    poll.register(file, select.POLLIN | select.POLLHUP)
+    while done < size:
+        if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            raise TimeoutError
+        count = os.readv(file, [view[done:]])
+        if not count:
+            raise EOFError
+        done += count
+    return content

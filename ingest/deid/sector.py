@@ -1,0 +1,178 @@
+"""The scan area that the pixels show: candidate B. Read `fit_sector` first.
+
+The largest solid piece of echo (`sector_echo`) gets robust edges (`sector_fit`) of one family of outlines
+(`sector_shape`). The outline is believed only if it explains the piece, and, where no header vouches for the place,
+only if its edges are seen: an outline that is merely the picture's border shows nothing.
+Source: anonymization.md section 6, step 3. The corner geometry (four corners, or three for a phased array) is the idea
+of SlicerUltrasound.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.deid.sector_echo import Echo, Looking, Mask, active_pixels, find_echo
+from ingest.deid.sector_fit import fit_outline
+from ingest.deid.sector_shape import Line, Outline, draw
+from ingest.deid.summary import Summary
+from ingest.deid.templates import Kind
+
+LEAST_SCORE = 0.9  # intersection over union of outline and filled piece
+LEAST_FILLED = 0.55  # solidity: share of the outline that is echo itself, before any filling; ours
+MOST_STRAY = 0.01  # share of the outline that other structures than the piece may cover; ours
+LEAST_SHARE = 0.03  # of the picture
+PARALLEL = 5.0  # degrees between sides that count as parallel
+SKEWED = 8.0  # degrees by which the sides of a rectangle or trapezoid may lean differently; ours
+BENT = 3.0  # an arc of a radius below so many times the outline's size is one; flatter is straight
+LOOKS = (Looking(3, 3), Looking(2, 5), Looking(1, 7), Looking(6, 7))  # from plain to hard; ours
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sector:
+    """A believed fit. `mask` (H, W) bool is the outline's inside, not eroded."""
+
+    mask: NDArray[np.bool_]
+    score: float  # intersection over union, 0.9 to 1
+    kind: Kind
+
+
+def fit_sector(summary: Summary, allowed: NDArray[np.bool_] | None, vouched: bool) -> Sector | None:
+    """The sector in the pixels, or None if no outline explains them.
+
+    Args:
+        summary: of the item's frames.
+        allowed: (H, W), where scan area may be; None: anywhere.
+        vouched: `allowed` comes from a believable header or a reviewed template, so a sector may fill it.
+    """
+    for look in LOOKS:
+        echo = find_echo(active_pixels(summary, look.step, allowed), look, allowed)
+        if echo is None:
+            continue
+        for flipped in _orientations(echo.piece):
+            sector = _fit(echo, summary.shape, flipped, vouched)
+            if sector is not None:
+                return sector
+    return None
+
+
+def _orientations(piece: Mask) -> tuple[bool, ...]:
+    """Whether to turn the piece upside down: a sector is wider away from the probe."""
+    widths = np.count_nonzero(piece, axis=1)
+    widths = widths[widths > 0]
+    half = len(widths) // 2
+    upper, lower = float(widths[:half].sum()) + 1, float(widths[len(widths) - half :].sum()) + 1
+    if upper > 1.25 * lower:
+        return (True,)
+    return (False, True) if upper > 1.05 * lower else (False,)
+
+
+def _fit(echo: Echo, shape: tuple[int, int], flipped: bool, vouched: bool) -> Sector | None:
+    piece, frame = echo.piece, echo.frame
+    if flipped:
+        piece = np.ascontiguousarray(piece[::-1])
+        frame = (frame[0], len(piece) - 1 - frame[3], frame[2], len(piece) - 1 - frame[1])
+    outline = fit_outline(piece, frame)
+    if outline is None:
+        return None
+    inside = draw(outline, (piece.shape[0], piece.shape[1]), (1.0, 1.0), False)
+    body = cv2.morphologyEx(piece & inside, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    inside &= _box(body)
+    kind = _kind(outline, inside)
+    if kind is None or not (vouched or _seen(outline, kind)):
+        return None
+    strays = echo.strays[::-1] if flipped else echo.strays
+    score = _score(piece, inside, strays)
+    if score < LEAST_SCORE:
+        return None
+    mask = draw(outline, shape, echo.scale, flipped) & _hull(body, shape, echo.scale, flipped)
+    return Sector(mask.view(np.bool_), score, kind)
+
+
+def _box(body: Mask) -> Mask:
+    """The rectangle around the body: a sector may be cut by one, well inside the picture."""
+    box = np.zeros_like(body)
+    x, y, width, height = cv2.boundingRect(body)
+    box[max(y - 1, 0) : y + height + 1, max(x - 1, 0) : x + width + 1] = 1
+    return box
+
+
+def _hull(body: Mask, shape: tuple[int, int], scale: tuple[float, float], flipped: bool) -> Mask:
+    """The convex hull of the body in the picture, 1 map pixel wider: beyond it nothing was shown to be echo."""
+    body = cv2.dilate(body, np.ones((3, 3), np.uint8))
+    rows = np.flatnonzero(body.any(axis=1))
+    first, last = body.argmax(axis=1)[rows], body.shape[1] - 1 - body[:, ::-1].argmax(axis=1)[rows]
+    edge = np.concatenate([np.stack([first - 0.5, rows], 1), np.stack([last + 0.5, rows], 1)])
+    edge = np.concatenate([edge - [0, 0.5], edge + [0, 0.5]])
+    points = np.round(((edge + 0.5) * scale - 0.5) * 16).astype(np.int32)
+    canvas = np.zeros(shape, np.uint8)
+    cv2.fillConvexPoly(canvas, cv2.convexHull(points), 1, shift=4)
+    return np.asarray(cv2.flip(canvas, 0), np.uint8) if flipped else canvas
+
+
+def _score(piece: Mask, inside: Mask, strays: Mask) -> float:
+    """Intersection over union of outline and piece; 0 where solidity or strays speak against it."""
+    area = int(cv2.countNonZero(inside))
+    if area < LEAST_SHARE * inside.size:
+        return 0.0
+    if cv2.countNonZero(piece & inside) < LEAST_FILLED * area or cv2.countNonZero(strays & inside) > MOST_STRAY * area:
+        return 0.0
+    filled = _filled(piece)
+    both = int(cv2.countNonZero(filled & inside))
+    return both / (int(cv2.countNonZero(filled)) + area - both)
+
+
+def _filled(piece: Mask) -> Mask:
+    """Holes filled, and shadows that are open to the bottom: all between a row's ends that is below a column's top."""
+    left = np.maximum.accumulate(piece, axis=1)
+    right = np.maximum.accumulate(piece[:, ::-1], axis=1)[:, ::-1]
+    above = np.maximum.accumulate(piece, axis=0)
+    return np.ascontiguousarray(left & right & above)
+
+
+def _kind(outline: Outline, inside: Mask) -> Kind | None:
+    """What the outline is; None if it is like nothing a scanner draws."""
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    if not len(rows):
+        return None
+    size = max(rows[-1] - rows[0], columns[-1] - columns[0]) + 1
+    bent = any(curve is not None and curve.radius < BENT * size for curve in (outline.top, outline.bottom))
+    if outline.left is None or outline.right is None:
+        lone = outline.left or outline.right
+        return "rectangle" if lone is None or abs(_lean(lone)) < PARALLEL else "trapezoid"
+    left, right = -_lean(outline.left), _lean(outline.right)  # outwards as they go down
+    if left + right < -2 * PARALLEL:
+        return None
+    if left + right < 2 * PARALLEL:
+        return None if bent or abs(left - right) > SKEWED else "rectangle"
+    if bent or outline.bottom is None:
+        return "sector"
+    return "trapezoid" if abs(left - right) <= 2 * SKEWED else None
+
+
+def _lean(line: Line) -> float:
+    """Degrees from the vertical; positive where the line runs to the right as it goes down."""
+    along = np.array([-line.normal[1], line.normal[0]])
+    along = along if along[1] > 0 else -along
+    return float(np.degrees(np.arctan2(along[0], along[1])))
+
+
+def _seen(outline: Outline, kind: Kind) -> bool:
+    """Enough edges are the sector's own, rather than the picture's border."""
+    sides = [edge is not None for edge in (outline.left, outline.right)]
+    ends = [edge is not None for edge in (outline.top, outline.bottom)]
+    if kind == "sector":
+        return all(sides)
+    return sum(sides + ends) >= 2
+
+
+def steady(summary: Summary, mask: NDArray[np.bool_]) -> bool:
+    """Whether the echo keeps its place through the clip, as far as `Summary.cells` tell."""
+    del mask
+    parts = min(4, summary.frames // 2)
+    if parts < 2:
+        return True
+    lit = np.stack([part.max(axis=0) > 3 for part in np.array_split(summary.cells, parts)])
+    union = np.count_nonzero(lit.any(axis=0))
+    return union == 0 or bool(np.count_nonzero(lit, axis=(1, 2)).min() >= 0.75 * union)
