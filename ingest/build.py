@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 
 from ingest import phantom, preprocess
 from ingest.deid.ask import Cleaners
+from ingest.deid.audit import Audit
 from ingest.deid.reasons import Refusal
+from ingest.deid.record import open_audit, write_outcome
 from ingest.plan import ShardJob
 from ingest.readers import image, mask, video
 from ingest.scan import Source, tell_internal
@@ -126,15 +128,15 @@ def _cleaners(job: ShardJob) -> Iterator["_Cleaning | None"]:
     if job.rules is None:
         yield None
         return
-    audit: Any = nullcontext()
-    with Cleaners(job.card, job.rules, job.interpolation, job.threads) as cleaners, audit as lines:
-        yield _Cleaning(cleaners, lines)
+    audit = open_audit(job.rules) if job.rules.private else None
+    with Cleaners(job.card, job.rules, job.interpolation, job.threads) as cleaners, audit or nullcontext():
+        yield _Cleaning(cleaners, audit)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cleaning:
     cleaners: Cleaners
-    audit: Any
+    audit: Audit | None  # None for published files
 
 
 def _samples(job: ShardJob, rejected: list[Rejected], cleaning: _Cleaning | None) -> Iterator[Sample]:
@@ -187,11 +189,14 @@ def _cleaned(job: ShardJob, source: Source, cleaning: _Cleaning) -> Iterator[Sam
     counts: dict[str, int] = {}
     try:
         kept, counts = cleaning.cleaners.clean(job.root / place, place, source.frames, rows)
-        refusal, first = None, kept[0].row
+        refusal = None
     except Refusal as error:
-        kept, refusal, first = [], error, {}
+        kept, refusal = [], error
         tell_internal(error)
         yield Rejected(source.item.path, None, error.step or "read", error.reason, None)
+    if cleaning.audit is not None:
+        first = kept[0].row if kept else {}
+        write_outcome(cleaning.audit, source.item.path, refusal, counts, first, len(kept))
     yield from (Sample(one.row, one.image, None) for one in kept)
 
 

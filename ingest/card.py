@@ -419,7 +419,9 @@ def load_card(path: Path) -> Card:
     try:
         return Card.model_validate(content)
     except ValidationError as error:
-        raise CardError(f"{path} is not a valid card: {explain(error)}.", dataset=str(content.get("name", "?"))) from error
+        raise CardError(
+            f"{path} is not a valid card: {explain(error)}.", dataset=str(content.get("name", "?"))
+        ) from error
 
 
 def explain(error: ValidationError) -> str:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ingest.deid.cli import app as deid_app
+from ingest.deid.review_cli import app as review_app
 from usdata.errors import CardError, UsdataError
 
 if TYPE_CHECKING:
@@ -15,13 +16,15 @@ if TYPE_CHECKING:
 
 app = typer.Typer()
 app.add_typer(deid_app)
+app.add_typer(review_app)
 DEFAULT_LAKE = "lake"
 
 
 @app.command()
 def ingest(
     dataset: Annotated[
-        str | None, typer.Argument(help="A registered data set (see `usdata datasets`), or `private`: your own patients'.")
+        str | None,
+        typer.Argument(help="A registered data set (see `usdata datasets`), or `private`: your patients'."),
     ] = None,
     source: Annotated[
         Path | None, typer.Option("--from", help="Folder or archive that holds the files.", metavar="PATH")
@@ -56,6 +59,7 @@ def ingest(
 ) -> None:
     """Bring a data set into the lake, or bring it up to date."""
     from ingest.card import get_card, load_card
+    from ingest.deid.inputs import find_source
     from ingest.deid.private import open_private, private_card, rules_of
     from ingest.progress import show, tell
     from ingest.run import as_record, dry_run_record
@@ -81,8 +85,10 @@ def ingest(
         raise CardError(f"--images is for generated data sets; {chosen.name} is read from files.", dataset=chosen.name)
     if source and chosen.generator:
         raise CardError(f"{chosen.name} is generated, not read: leave --from out.", dataset=chosen.name)
-    given = {"issuer": issuer, "templates": templates, "area": area}
-    rules = rules_of(chosen, key_file, source=source, **given) if private else None
+    rules = None
+    if private:
+        source = find_source(source, chosen.name)
+        rules = rules_of(chosen, key_file, source=source, issuer=issuer, templates=templates, area=area)
     opening = open_private(source, rules) if source and rules else open_source(source) if source else nullcontext()
     with opening as folder:
         if dry_run:

@@ -298,9 +298,7 @@ def _pair(card: Card, found: _Found) -> dict[str, list[str]]:
     return masks
 
 
-def _build(
-    card: Card, found: _Found, tables: Tables, masks: Mapping[str, list[str]], filler: Filler
-) -> Iterator[Item]:
+def _build(card: Card, found: _Found, tables: Tables, masks: Mapping[str, list[str]], filler: Filler) -> Iterator[Item]:
     needs_mask = card.masks is not None and card.masks.required
     for path in sorted(found.image):
         own = sorted(masks.get(path, ()))

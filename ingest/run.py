@@ -20,6 +20,7 @@ from ingest.build import Rejected, ShardReport, build_shard
 from ingest.card import Card, card_digest, get_card, registered
 from ingest.commit import clear_stale, commit, committed_shards, find_finished, take_staging
 from ingest.deid.private import list_private
+from ingest.deid.record import write_problems
 from ingest.deid.rules import DEID_VERSION, Rules
 from ingest.layout import Listing, Problem, list_items, walk
 from ingest.plan import ShardJob, plan_shards
@@ -116,7 +117,10 @@ def prepare(
         clear_stale(staging, jobs)
         known = committed_shards(lake, card.name)
         finished = {job.name: report for job in jobs if (report := find_finished(lake, job, known))}
-    return Plan(card, lake, listing, sources, jobs, finished, [*listing.problems, *problems], staging, rules)
+    problems = [*listing.problems, *problems]
+    if rules is not None and rules.private:
+        write_problems(rules, problems)
+    return Plan(card, lake, listing, sources, jobs, finished, problems, staging, rules)
 
 
 def _list(

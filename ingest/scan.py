@@ -139,10 +139,12 @@ def with_header(card: Card, item: Item, row: dict[str, Any], clip: bool) -> Item
     """
     defaults = card.constants()
     said = {name: value for name, value in item.fields.items() if defaults.get(name) != value}
+    if said.get("organ") == "unknown":
+        del said["organ"]
+    if card.defaults.organ:
+        row = {name: value for name, value in row.items() if name != "organ"}
     fields = {name: value for name, value in defaults.items() if value is not None} | row | said
-    fields["organ"] = card.defaults.organ or fields.get("organ") or "unknown"
-    if said.get("organ", "unknown") != "unknown":
-        fields["organ"] = said["organ"]
+    fields["organ"] = fields.get("organ", "unknown")
     fields["organ_group"] = organ_group_of(fields["organ"])
     return replace(item, kind="video" if clip else "image", organ=fields["organ"], fields=fields)
 

@@ -37,6 +37,10 @@ _OURS = (CardError, ConfigError, LakeError)  # their messages are sentences of o
 _SEE = "On the machine that holds the files, `usdata ingest private` tells more."
 
 
+class PrivateError(UsdataError):
+    """What went wrong in an ingest of private data, in words that name no file."""
+
+
 def namelessly(work: Callable[P, Any]) -> Callable[P, Any]:
     """Let no error out but our own, with nothing in it that could name a file: Prefect stores an error's words."""
 
@@ -44,24 +48,23 @@ def namelessly(work: Callable[P, Any]) -> Callable[P, Any]:
     def told(*args: P.args, **kwargs: P.kwargs) -> Any:
         try:
             return work(*args, **kwargs)
+        except (PrivateError, WorkerDied):
+            raise
         except Exception as error:  # Prefect would store and log the words of any other
             raise _nameless(error) from None
 
     return told
 
 
-def _nameless(error: Exception) -> UsdataError:
+def _nameless(error: Exception) -> PrivateError:
     """The error if its words are ours and hold no private path; else its kind alone."""
-    if isinstance(error, WorkerDied):
-        return error
     if isinstance(error, DataError):
-        return UsdataError(f"The files can't be used: {error.reason}.", dataset=error.dataset, hint=_SEE)
-    for kind in _OURS:
-        if isinstance(error, kind):
-            words = [_without_key(text) for text in (error.message, error.hint or "")]
-            if not any(place in text for text in words for place in _private_places()):
-                return kind(words[0], dataset=error.dataset, step=error.step, hint=words[1] or None)
-    return UsdataError(f"The run ended by a {type(error).__name__}; its words could name a file.", hint=_SEE)
+        return PrivateError(f"The files can't be used: {error.reason}.", dataset=error.dataset, hint=_SEE)
+    if isinstance(error, _OURS):
+        words = [_without_key(text) for text in (error.message, error.hint or "")]
+        if not any(place in text for text in words for place in _private_places()):
+            return PrivateError(words[0], dataset=error.dataset, step=error.step, hint=words[1] or None)
+    return PrivateError(f"The run ended by a {type(error).__name__}; its words could name a file.", hint=_SEE)
 
 
 def _without_key(text: str) -> str:

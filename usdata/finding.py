@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from usdata.errors import LakeError
 from usdata.lake import Lake
 
 Level = Literal["damage", "changed", "note"]
@@ -45,11 +46,22 @@ def again(lake: Lake, dataset: str, images: int | None = None, registered: Colle
     place = f"--lake {quoted(lake.root)}"
     if dataset in _GENERATED:
         return f"usdata ingest {dataset} --images {'N' if images is None else images} {place}"
+    if _is_private(lake, dataset):
+        return f"usdata ingest private --name {shlex.quote(dataset)} --from PATH --key-file FILE {place}"
     known = f"usdata ingest {shlex.quote(dataset)} --from PATH {place}"
     own = f"usdata ingest --card FILE --from PATH {place}"
     if registered is None:
         return f"{known}  # with a card of your own: {own}"
     return known if dataset in registered else own
+
+
+def _is_private(lake: Lake, dataset: str) -> bool:
+    """Whether a key was needed for a data set, as its manifest says, if that can be read."""
+    try:
+        deid = (lake.read_manifest(dataset) or {}).get("deid")
+    except (LakeError, OSError):
+        return False
+    return isinstance(deid, dict) and deid.get("key_fingerprint") != "published"
 
 
 def rebuild(lake: Lake) -> str:

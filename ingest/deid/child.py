@@ -47,8 +47,7 @@ def _answers(worker: "_Worker", question: Message) -> Any:
     except Refusal as refusal:
         yield Message({"kind": "refused", "reason": refusal.reason, "step": refusal.step})
     except DataError as error:  # of the readers for public files: its word is closed too, its message is not
-        word = Reason(error.reason) if error.reason in Reason else Reason.UNREADABLE
-        yield Message({"kind": "refused", "reason": word, "step": "read"})
+        yield Message({"kind": "refused", "reason": Reason.of(error.reason), "step": "read"})
     except MemoryError:
         yield Message({"kind": "refused", "reason": Reason.TOO_MUCH_MEMORY, "step": "isolate"})
     except Exception as error:  # the item's boundary: a traceback or its text could quote the file
@@ -102,7 +101,9 @@ class _Worker:
         from ingest.readers.dicom import quiet_pydicom
 
         quiet_pydicom()
-        self.tools = Tools.load(Card.model_validate(setup["card"]), Rules.from_json(setup["rules"]), setup["interpolation"])
+        self.tools = Tools.load(
+            Card.model_validate(setup["card"]), Rules.from_json(setup["rules"]), setup["interpolation"]
+        )
 
     def work(self, content: dict[str, Any]) -> Any:
         from ingest.deid import item

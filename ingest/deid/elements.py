@@ -18,14 +18,16 @@ from pydicom.dataset import Dataset
 
 Element = DataElement | RawDataElement
 
-TEXT_VRS = frozenset({"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"})
+TEXT_VRS = frozenset(
+    {"AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UI", "UR", "UT"}
+)
 _LONG_TEXT = frozenset({"LT", "ST", "UT", "UR"})  # one value, whatever backslashes it holds
 _PADDING = " \0"
 _FORMATS = {"US": "H", "SS": "h", "UL": "I", "SL": "i", "FL": "f", "FD": "d", "UV": "Q", "SV": "q", "US or SS": "H"}
 _INTEGER = re.compile(r"[+-]?[0-9]{1,12}")
 _DECIMAL = re.compile(r"[+-]?(?:[0-9]{1,15}(?:\.[0-9]{0,40})?|\.[0-9]{1,40})(?:[eE][+-]?[0-9]{1,3})?")
 _MANY = 4096  # numbers of one element that are looked at (ours); a frame time vector is the longest
-_TROUBLE = (ValueError, TypeError, KeyError, AttributeError, IndexError, EOFError, OSError, OverflowError, struct.error)
+_TROUBLE = (ValueError, TypeError, LookupError, AttributeError, EOFError, OSError, OverflowError, struct.error)
 _PARSING = (*_TROUBLE, NotImplementedError, RecursionError, MemoryError)  # of the library, on malformed sequences
 DEFAULT = ("iso8859",)  # Python's name of the codec where SpecificCharacterSet is absent
 
@@ -40,7 +42,7 @@ def peek(dataset: Dataset, tag: int) -> Element | None:
 
 
 def vr_of(element: Element) -> str:
-    """The VR that an element has or, where its file states none or UN, that the standard's dictionary gives; else UN."""
+    """The VR that an element has; where its file states none or UN, the one in the standard's dictionary; else UN."""
     vr = element.VR
     if vr and vr != "UN":
         return str(vr)
@@ -84,7 +86,7 @@ def _codecs() -> dict[str, str]:
 
 
 def decode(data: bytes, encodings: Sequence[str], person: bool = False) -> str:
-    """Bytes as text in the declared character sets; as UTF-8 if they are none of these, with signs of replacement else."""
+    """Bytes as text in the declared character sets; if they are in none of these, as UTF-8, else as Latin-1."""
     if data.isascii() and b"\x1b" not in data:
         return data.decode("ascii")
     if b"\x1b" not in data:
@@ -94,11 +96,11 @@ def decode(data: bytes, encodings: Sequence[str], person: bool = False) -> str:
             except (UnicodeError, LookupError):
                 continue
         return data.decode("latin-1")
-    with config.disable_value_validation():
+    with config.strict_reading():  # raises where it would warn otherwise
         try:
             return decode_bytes(data, list(encodings), set(b"\\^=" if person else b"\\"))
-        except (UnicodeError, *_TROUBLE):
-            return data.decode("latin-1")
+        except _TROUBLE:  # UnicodeError and LookupError among them
+            return data.decode("iso2022_jp_2", errors="replace")
 
 
 def strings(element: Element, encodings: Sequence[str]) -> tuple[str, ...]:

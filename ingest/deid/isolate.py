@@ -66,8 +66,8 @@ def unpack(stream: BinaryIO) -> Message | None:
 class Child:
     """One child process, started at the first question and again after each that it did not survive.
 
-    Not for several threads at once: give each its own. Use it in a `with`: nothing then outlives it, neither the process
-    nor its folder of temporary files.
+    Not for several threads at once: give each its own. Use it in a `with`: nothing then outlives it, neither the
+    process nor its folder of temporary files.
     """
 
     def __init__(self, setup: Mapping[str, Any], temp: Path | None = None, module: str = "ingest.deid.child") -> None:
@@ -122,14 +122,15 @@ class Child:
             return self._process
         self._end()
         self._folder = Path(tempfile.mkdtemp(prefix="usdata-", dir=self._temp))  # mode 0700
-        quiet = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FFMPEG_THREADS")}
+        own = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FFMPEG_THREADS"), "1")
+        own |= {"TMPDIR": str(self._folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             process_group=0,  # Ctrl-C is for the parent, which then ends it
-            env=os.environ | quiet | {"TMPDIR": str(self._folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+            env=os.environ | own,
         )
         assert self._process.stdin is not None
         try:

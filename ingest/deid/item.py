@@ -214,8 +214,9 @@ class _Cut:
     def frame(self, frame: Pixels) -> tuple[Pixels, dict[str, Any]]:
         """The (256, 256) image of a frame, and its columns."""
         x0, y0, x1, y1 = self.box
-        kept = cv2.bitwise_and(frame[y0:y1, x0:x1], frame[y0:y1, x0:x1], mask=self.inside)
-        grey = preprocess.to_grey(kept.astype(np.uint8, copy=False))
+        part = frame[y0:y1, x0:x1]
+        kept = cv2.bitwise_and(part, part, mask=self.inside).astype(np.uint8, copy=False)
+        grey = preprocess.to_grey(kept)
         if cv2.countNonZero(cv2.bitwise_and(grey, self.outside)):
             raise Refusal(Reason.NOT_ZERO_OUTSIDE, "pixels")
         coloured = preprocess.colour_share(kept) > self.limit

@@ -181,9 +181,7 @@ def decide(path: Path, relative: str, cleaners: Cleaners, identity: Identity) ->
         facts, pictures = cleaners.decide(path, relative)
     except Refusal as refusal:  # the child did not survive it
         return _undecided(key, Reason(refusal.reason))
-    reason = Reason(facts["reason"]) if facts["reason"] in Reason else None
-    if facts["reason"] and reason is None:
-        reason = Reason.UNREADABLE
+    reason = Reason.of(facts["reason"]) if facts["reason"] else None
     mask = pictures.get("mask")
     return Decision(
         key=key,

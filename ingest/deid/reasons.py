@@ -24,6 +24,12 @@ class Reason(StrEnum):
     TOO_LARGE = "too_large"
     UNSUPPORTED = "unsupported"  # neither DICOM nor an image or video that is read
     TRAILING_BYTES = "trailing_bytes"
+    LINK_OUTSIDE = "link_outside"
+    LINK_TO_FOLDER = "link_to_folder"
+    BROKEN_LINK = "broken_link"
+    NOT_A_FILE = "not_a_file"
+    UNREADABLE_FOLDER = "unreadable_folder"
+    NOT_ON_CARD = "not_on_card"  # the card's layout, labels or tables do not fit the file
     # a DICOM object
     NOT_ULTRASOUND = "not_ultrasound"
     NOT_AN_IMAGE = "not_an_image"  # report, PDF, presentation state, raw data, waveform
@@ -52,6 +58,11 @@ class Reason(StrEnum):
     TOO_SLOW = "too_slow"
     TOO_MUCH_MEMORY = "too_much_memory"
     INTERNAL = "internal"  # a bug of ours met this file: report it with the item's key
+
+    @classmethod
+    def of(cls, word: str, otherwise: "Reason | None" = None) -> "Reason":
+        """The reason of a reader's word; a word that is none of ours becomes `otherwise`, unreadable if not given."""
+        return cls(word) if word in cls.__members__.values() else otherwise or cls.UNREADABLE
 
     @property
     def state(self) -> State:

@@ -65,9 +65,16 @@ def deid_review(
     folder = out or Path(str(rules.area)) / "review"
     with open_private(place, rules) as root:
         found = review_files(
-            *(chosen, root, rules),
-            **{"per_device": per_device, "reason": wanted, "keys": tuple(items or ()), "first": first},
-            **{"show_paths": show_paths, "workers": workers or cores(), "quiet": json},
+            chosen,
+            root,
+            rules,
+            per_device=per_device,
+            reason=wanted,
+            keys=tuple(items or ()),
+            first=first,
+            show_paths=show_paths,
+            workers=workers or cores(),
+            quiet=json,
         )
     page = write_page(found.review, folder, place, ignored=found.ignored, seen=found.seen)
     counts = found.review.counts()

@@ -2,6 +2,7 @@
 
 import base64
 import io
+from typing import Any
 
 import cv2
 import numpy as np
@@ -56,5 +57,5 @@ def _layer(shape: tuple[int, int], content: str) -> Markup:
     return Markup(f'<svg class="layer" {view} aria-hidden="true">{content}</svg>')
 
 
-def _closed(points: NDArray[np.int32]) -> str:
+def _closed(points: NDArray[Any]) -> str:
     return "M" + "L".join(f"{x + 0.5:g} {y + 0.5:g}" for x, y in points.tolist()) + "Z"

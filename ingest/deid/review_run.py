@@ -43,7 +43,9 @@ def known_reason(word: str | None) -> Reason | None:
     try:
         return Reason(word)
     except ValueError:
-        raise ConfigError(f"No reason of that name.{nearest(word, [reason.value for reason in Reason])}", step="review") from None
+        raise ConfigError(
+            f"No reason of that name.{nearest(word, [reason.value for reason in Reason])}", step="review"
+        ) from None
 
 
 def review_files(

@@ -12,7 +12,7 @@ class Words(NamedTuple):
     do: str
 
 
-_DECODER = "Install it:  pip install 'usdata[dicom]'  , then ingest again."
+_DECODER = "Install the extra `dicom` (pip install 'usdata[dicom]'), then ingest again."
 _FILE = "Export the file again from the archive or the scanner."
 _REPORT = "A fault of the program: report the item's key and reason to whoever maintains it, never the file."
 

@@ -1,6 +1,6 @@
 """What decides the outcome of de-identification, without any secret in it: it travels to other processes."""
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -71,7 +71,7 @@ class Rules:
     def from_json(cls, content: dict[str, Any]) -> Self:
         """`as_json` reversed."""
         paths = {k: Path(content[k]) for k in ("key_file", "templates", "area") if content[k] is not None}
-        return replace(cls(**content), **paths)
+        return cls(**content | paths)
 
     def digest(self, card: Card) -> str:
         """xxh3_128 of everything but the source that decides an item's outcome; keyed by nothing, quotes nothing."""

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.deid.sector_echo import Echo, Looking, Mask, active_pixels, find_echo
+from ingest.deid.sector_echo import Echo, Looking, Mask, find_echo, look_at
 from ingest.deid.sector_fit import fit_outline
 from ingest.deid.sector_shape import Line, Outline, draw
 from ingest.deid.summary import Summary
@@ -21,12 +21,15 @@ from ingest.deid.templates import Kind
 
 LEAST_SCORE = 0.9  # intersection over union of outline and filled piece
 LEAST_FILLED = 0.55  # solidity: share of the outline that is echo itself, before any filling; ours
-MOST_STRAY = 0.01  # share of the outline that other structures than the piece may cover; ours
+# Strokes of high contrast (text, or a bright interface in the dark) that may lie in the outline's open bays; ours
+STRAY, STRAY_VOUCHED = 6, 0.01  # map pixels; with a header's word, share of the area
+COVERED: dict[Kind, float] = {"sector": 0.65, "trapezoid": 0.8, "rectangle": 0.8}  # least share of the rim; ours
+RIM = 13  # map pixels: the rim is half as wide
 LEAST_SHARE = 0.03  # of the picture
 PARALLEL = 5.0  # degrees between sides that count as parallel
 SKEWED = 8.0  # degrees by which the sides of a rectangle or trapezoid may lean differently; ours
 BENT = 3.0  # an arc of a radius below so many times the outline's size is one; flatter is straight
-LOOKS = (Looking(3, 3), Looking(2, 5), Looking(1, 7), Looking(6, 7))  # from plain to hard; ours
+LOOKS = (Looking(3, 3), Looking(2, 5), Looking(1, 7), Looking(6, 7), Looking(4, 13))  # from plain to hard; ours
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -46,8 +49,11 @@ def fit_sector(summary: Summary, allowed: NDArray[np.bool_] | None, vouched: boo
         allowed: (H, W), where scan area may be; None: anywhere.
         vouched: `allowed` comes from a believable header or a reviewed template, so a sector may fill it.
     """
-    for look in LOOKS:
-        echo = find_echo(active_pixels(summary, look.step, allowed), look, allowed)
+    pixels = look_at(summary)
+    looks = [(look, False) for look in LOOKS]
+    looks += [(look, True) for look in LOOKS[:3]] if vouched else []
+    for look, several in looks:
+        echo = find_echo(pixels, look, allowed, several=several)
         if echo is None:
             continue
         for flipped in _orientations(echo.piece):
@@ -64,8 +70,8 @@ def _orientations(piece: Mask) -> tuple[bool, ...]:
     half = len(widths) // 2
     upper, lower = float(widths[:half].sum()) + 1, float(widths[len(widths) - half :].sum()) + 1
     if upper > 1.25 * lower:
-        return (True,)
-    return (False, True) if upper > 1.05 * lower else (False,)
+        return True, False
+    return (False, True) if upper > 0.95 * lower else (False,)
 
 
 def _fit(echo: Echo, shape: tuple[int, int], flipped: bool, vouched: bool) -> Sector | None:
@@ -82,9 +88,15 @@ def _fit(echo: Echo, shape: tuple[int, int], flipped: bool, vouched: bool) -> Se
     kind = _kind(outline, inside)
     if kind is None or not (vouched or _seen(outline, kind)):
         return None
-    strays = echo.strays[::-1] if flipped else echo.strays
-    score = _score(piece, inside, strays)
+    score = _score(piece, inside)
     if score < LEAST_SCORE:
+        return None
+    strays = np.ascontiguousarray(echo.strays[::-1]) if flipped else echo.strays
+    kept = inside & _hull(body, body.shape, (1.0, 1.0), False)
+    solid = _solid(piece)
+    if cv2.countNonZero(strays & kept & (1 - solid)) > (STRAY_VOUCHED * cv2.countNonZero(kept) if vouched else STRAY):
+        return None
+    if not vouched and _covered(kept, solid) < COVERED[kind]:
         return None
     mask = draw(outline, shape, echo.scale, flipped) & _hull(body, shape, echo.scale, flipped)
     return Sector(mask.view(np.bool_), score, kind)
@@ -111,12 +123,28 @@ def _hull(body: Mask, shape: tuple[int, int], scale: tuple[float, float], flippe
     return np.asarray(cv2.flip(canvas, 0), np.uint8) if flipped else canvas
 
 
-def _score(piece: Mask, inside: Mask, strays: Mask) -> float:
-    """Intersection over union of outline and piece; 0 where solidity or strays speak against it."""
+def _solid(piece: Mask) -> Mask:
+    """The piece with what it encloses.
+
+    What is enclosed by echo lies in the scan area for sure (and the text check looks there); what stands in the dark
+    between the piece and its outline, in a bay of the piece, may just as well be the screen's.
+    """
+    outlines = cv2.findContours(piece, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    return np.asarray(cv2.drawContours(np.zeros_like(piece), outlines, -1, 1, cv2.FILLED), np.uint8)
+
+
+def _covered(kept: Mask, solid: Mask) -> float:
+    """Share of the rim of what would be kept that echo covers: text that is let in comes in at the rim."""
+    rim = kept & (1 - cv2.erode(kept, np.ones((RIM, RIM), np.uint8), borderValue=0))
+    return int(cv2.countNonZero(rim & solid)) / max(1, int(cv2.countNonZero(rim)))
+
+
+def _score(piece: Mask, inside: Mask) -> float:
+    """Intersection over union of outline and piece; 0 where solidity speaks against it."""
     area = int(cv2.countNonZero(inside))
     if area < LEAST_SHARE * inside.size:
         return 0.0
-    if cv2.countNonZero(piece & inside) < LEAST_FILLED * area or cv2.countNonZero(strays & inside) > MOST_STRAY * area:
+    if cv2.countNonZero(piece & inside) < LEAST_FILLED * area:
         return 0.0
     filled = _filled(piece)
     both = int(cv2.countNonZero(filled & inside))
@@ -125,10 +153,14 @@ def _score(piece: Mask, inside: Mask, strays: Mask) -> float:
 
 def _filled(piece: Mask) -> Mask:
     """Holes filled, and shadows that are open to the bottom: all between a row's ends that is below a column's top."""
-    left = np.maximum.accumulate(piece, axis=1)
-    right = np.maximum.accumulate(piece[:, ::-1], axis=1)[:, ::-1]
-    above = np.maximum.accumulate(piece, axis=0)
-    return np.ascontiguousarray(left & right & above)
+    body = piece.view(np.bool_)
+    height, width = body.shape
+    first, last = body.argmax(axis=1)[:, None], width - 1 - body[:, ::-1].argmax(axis=1)[:, None]
+    x, y = np.arange(width)[None], np.arange(height)[:, None]
+    filled = (x >= first) & (x <= last) & (y >= body.argmax(axis=0)[None])
+    filled[~body.any(axis=1)] = False
+    filled[:, ~body.any(axis=0)] = False
+    return filled.view(np.uint8)
 
 
 def _kind(outline: Outline, inside: Mask) -> Kind | None:
@@ -140,7 +172,7 @@ def _kind(outline: Outline, inside: Mask) -> Kind | None:
     bent = any(curve is not None and curve.radius < BENT * size for curve in (outline.top, outline.bottom))
     if outline.left is None or outline.right is None:
         lone = outline.left or outline.right
-        return "rectangle" if lone is None or abs(_lean(lone)) < PARALLEL else "trapezoid"
+        return "rectangle" if lone is None or abs(_lean(lone)) < PARALLEL else "sector"
     left, right = -_lean(outline.left), _lean(outline.right)  # outwards as they go down
     if left + right < -2 * PARALLEL:
         return None
@@ -162,9 +194,7 @@ def _seen(outline: Outline, kind: Kind) -> bool:
     """Enough edges are the sector's own, rather than the picture's border."""
     sides = [edge is not None for edge in (outline.left, outline.right)]
     ends = [edge is not None for edge in (outline.top, outline.bottom)]
-    if kind == "sector":
-        return all(sides)
-    return sum(sides + ends) >= 2
+    return sum(sides + ends) >= 2 if kind == "rectangle" else all(sides)
 
 
 def steady(summary: Summary, mask: NDArray[np.bool_]) -> bool:

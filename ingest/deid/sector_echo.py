@@ -16,6 +16,9 @@ from ingest.deid.summary import Summary
 
 COARSE = 400  # pixels of the longer side of the map, at most (ours: the fit is exact enough, and fast)
 BACKGROUND_SHARE = 0.02  # of the picture that the commonest value must have, to count as a background's colour
+LEAST_PIECE = 0.05  # of the largest piece's area, for another one to count; ours
+GROWTH = 5  # map pixels: side of the square by which the opened piece may grow back over strokes
+STROKE = 40  # grey levels between neighbours from which they may be a stroke of text; ours
 MOVING_FRAMES = 6  # frames from which movement is looked at
 MOVING_SHARE = 0.6  # of the active pixels that must change before what does not is dropped
 
@@ -27,7 +30,7 @@ class Echo:
     """The map at reduced size. A point of it at column x is the picture's column (x + 0.5) * scale_x - 0.5."""
 
     piece: Mask  # (h, w), the largest solid piece
-    strays: Mask  # (h, w), active but not of the piece: text, graphics, small islands
+    strays: Mask  # (h, w), strokes of high contrast that are not of the piece: text, graphics
     scale: tuple[float, float]  # x, y: picture pixels per map pixel
     frame: tuple[float, float, float, float]  # x0, y0, x1, y1 of where echo may be, in map pixels
 
@@ -40,47 +43,71 @@ class Looking:
     close: int
 
 
-def find_echo(active: Mask, look: Looking, allowed: NDArray[np.bool_] | None) -> Echo | None:
-    """The largest solid piece of the active pixels; None if nothing solid is there."""
-    height, width = active.shape
+@dataclass(frozen=True, slots=True, eq=False)
+class Pixels:
+    """What every look at a picture needs: (H, W) uint8 each."""
+
+    summary: Summary
+    ranges: Mask  # largest less smallest value of the 3 x 3 neighbourhood
+    colour: int | None  # the background's
+
+
+def find_echo(pixels: Pixels, look: Looking, allowed: NDArray[np.bool_] | None, *, several: bool = False) -> Echo | None:
+    """The largest solid piece of the active pixels; None if nothing solid is there.
+
+    With `several`, all pieces of at least `LEAST_PIECE` of the largest: a shadow may cut a sector in two, and a header
+    may state two images side by side.
+    """
+    height, width = pixels.ranges.shape
     shrink = max(1, round(max(height, width) / COARSE))
     w, h = width // shrink, height // shrink
-    share = cv2.resize(active * np.uint8(255), (w, h), interpolation=cv2.INTER_AREA)
-    dense = (share > 100).astype(np.uint8)
-    dense = cv2.morphologyEx(dense, cv2.MORPH_CLOSE, np.ones((look.close, look.close), np.uint8))
+    active = _active(pixels, look.step, allowed)
+    share = cv2.resize(active, (w, h), interpolation=cv2.INTER_AREA)
+    dense = cv2.threshold(share, 100, 1, cv2.THRESH_BINARY)[1]
+    dense = cv2.morphologyEx(dense, cv2.MORPH_CLOSE, _square(look.close))
+    stroke = cv2.threshold(pixels.ranges, STROKE, 255, cv2.THRESH_BINARY)[1]
+    share = cv2.resize(stroke & active, (w, h), interpolation=cv2.INTER_AREA)
+    stroke = cv2.dilate(cv2.threshold(share, 60, 1, cv2.THRESH_BINARY)[1], _square(3))
     side = max(5, int(0.04 * min(h, w)) | 1)
-    # A border counts as more of the same: else the opening would eat the sector where the picture cuts it
-    core = cv2.erode(dense, np.ones((side, side), np.uint8))
-    core = cv2.dilate(core, np.ones((side, side), np.uint8))
-    core = _largest(core)
+    least = LEAST_PIECE if several else 1.0
+    core = _largest(cv2.dilate(cv2.erode(dense, _square(side)), _square(side)), least)
     if core is None:
         return None
-    around = cv2.dilate(core, np.ones((side + 2, side + 2), np.uint8))
-    piece = _largest(dense & around)
+    # The opening keeps straight edges where they are. What is ragged grows back, but not over strokes: text that touches
+    near = cv2.dilate(core, _square(GROWTH))
+    piece = _largest(dense & (near | (cv2.dilate(core, _square(side + 2)) & (1 - stroke))), least)
     if piece is None:
         return None
-    near = cv2.dilate(piece, np.ones((7, 7), np.uint8))
     scale = (width / w, height / h)
-    return Echo(piece, dense & (1 - near), scale, _frame(allowed, scale, (h, w)))
+    strays = stroke & (1 - cv2.dilate(piece, _square(5)))
+    return Echo(piece, np.asarray(strays, np.uint8), scale, _frame(allowed, scale, (h, w)))
 
 
-def active_pixels(summary: Summary, step: int, allowed: NDArray[np.bool_] | None) -> Mask:
-    """1 where a pixel differs from a neighbour by more than `step`, and from the background's colour; (H, W)."""
+def look_at(summary: Summary) -> Pixels:
+    """The parts of `find_echo` that do not depend on how hard one looks."""
     value = summary.peak
-    square = np.ones((3, 3), np.uint8)
-    ranges = cv2.subtract(cv2.dilate(value, square), cv2.erode(value, square))
-    active = cv2.threshold(ranges, step, 1, cv2.THRESH_BINARY)[1]
-    colour = _background(value)
-    if colour is not None:
+    ranges = cv2.subtract(cv2.dilate(value, _square(3)), cv2.erode(value, _square(3)))
+    return Pixels(summary, np.asarray(ranges, np.uint8), _background(value))
+
+
+def _active(pixels: Pixels, step: int, allowed: NDArray[np.bool_] | None) -> Mask:
+    """255 where a pixel differs from a neighbour by more than `step`, and from the background's colour; (H, W)."""
+    value = pixels.summary.peak
+    active = cv2.threshold(pixels.ranges, step, 255, cv2.THRESH_BINARY)[1]
+    if pixels.colour is not None:
         margin = max(1, step - 1)
-        active &= ~cv2.inRange(value, np.array(colour - margin), np.array(colour + margin))
-    if summary.frames >= MOVING_FRAMES:
-        moving = cv2.threshold(cv2.subtract(value, summary.low), step, 1, cv2.THRESH_BINARY)[1]
+        active &= ~cv2.inRange(value, np.array(pixels.colour - margin), np.array(pixels.colour + margin))
+    if pixels.summary.frames >= MOVING_FRAMES:
+        moving = cv2.threshold(cv2.subtract(value, pixels.summary.low), step, 255, cv2.THRESH_BINARY)[1]
         if int(cv2.countNonZero(active & moving)) >= MOVING_SHARE * int(cv2.countNonZero(active)):
             active &= moving
     if allowed is not None:
-        active &= allowed.view(np.uint8)
+        active &= -allowed.view(np.uint8)  # 1 becomes 255
     return np.asarray(active, np.uint8)
+
+
+def _square(side: int) -> Mask:
+    return np.ones((side, side), np.uint8)
 
 
 def _background(value: NDArray[np.uint8]) -> int | None:
@@ -89,12 +116,15 @@ def _background(value: NDArray[np.uint8]) -> int | None:
     return best if counts[best] >= BACKGROUND_SHARE * value.size else None
 
 
-def _largest(mask: Mask) -> Mask | None:
-    count, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=4, ltype=cv2.CV_16U)
-    if count < 2:
+def _largest(mask: Mask, least: float) -> Mask | None:
+    """The connected piece of the largest outline, and those of at least `least` of its area."""
+    outlines = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
+    areas = [cv2.contourArea(outline) for outline in outlines]
+    if not areas or max(areas) == 0:
         return None
-    best = 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
-    return np.asarray(labels == best, np.bool_).view(np.uint8)
+    kept = [outline for outline, area in zip(outlines, areas, strict=True) if area >= least * max(areas)]
+    solid = cv2.drawContours(np.zeros_like(mask), kept, -1, 1, cv2.FILLED)
+    return np.asarray(solid & mask, np.uint8)
 
 
 def _frame(

@@ -13,8 +13,9 @@ from ingest.deid.sector_shape import Axis, Curve, Float, Line, Outline, bisector
 NEAR = 1.3  # map pixels within which a point lies on an edge
 CUT = 2.0  # map pixels from the frame within which the edge is the frame's, not the sector's
 OUTSIDE_COST = 1.5  # of a point outside an edge, in points on it
+UPRIGHT = 0.9  # share of the best side's score from which a vertical one is preferred; ours
 STEEPEST = 78.0  # degrees from the vertical that a side may have; ours
-POINTS, PAIRS = 240, 36  # at most so many points are scored, and paired
+POINTS, PAIRS = 160, 26  # at most so many points are scored, and paired
 LEAST_SUPPORT = 0.22  # share of an edge's points that must lie on it
 LEAST_POINTS = 10
 STRAIGHT = 1e5  # map pixels: the radius of a straight line
@@ -49,14 +50,12 @@ def fit_outline(piece: NDArray[np.uint8], frame: Frame) -> Outline | None:
     if isinstance(left, bool) or isinstance(right, bool):
         return None
     if left is None or right is None:
-        axis = Axis(np.array([(frame[0] + frame[2]) / 2, 0.0]), np.array([0.0, 1.0]))
+        axis, apex = Axis(np.array([(frame[0] + frame[2]) / 2, 0.0]), np.array([0.0, 1.0])), None
     else:
-        axis = bisector(left, right, middle)[0]
+        axis, apex = bisector(left, right, middle)
     sides = [line for line in (left, right) if line is not None]
-    low = _curve(lower[lower[:, 1] < frame[3] - CUT], len(columns), sides, axis, 1.0)
-    high = _curve(free, len(columns), sides, axis, -1.0)
-    if isinstance(low, bool) or isinstance(high, bool):
-        return None
+    low = _curve(lower[lower[:, 1] < frame[3] - CUT], len(columns), sides, axis, apex is not None)
+    high = _curve(free, len(columns), sides, axis, None)
     return Outline(left, right, axis, high, low)
 
 
@@ -95,6 +94,12 @@ def _best_line(points: Float, inwards: float) -> Line | None:
     offsets = np.einsum("ij,ij->i", normals, a)
     scores = _scores(few @ normals.T - offsets)
     best = int(scores.argmax())
+    upright = inwards * few[:: max(1, len(few) // 60), 0]  # most sides of rectangles are exactly vertical
+    straight = _scores(inwards * few[:, :1] - upright)
+    if straight.max() >= UPRIGHT * scores[best]:
+        offset = float(upright[straight.argmax()])
+        on = inwards * points[:, 0]
+        return Line(np.array([inwards, 0.0]), float(np.median(on[abs(on - offset) <= NEAR])))
     normal, offset = normals[best], float(offsets[best])
     for near in (2 * NEAR, NEAR, 0.8 * NEAR):  # least squares on what lies near, then nearer
         on = points[abs(points @ normal - offset) <= near]
@@ -107,14 +112,15 @@ def _best_line(points: Float, inwards: float) -> Line | None:
     return Line(normal, offset)
 
 
-def _curve(points: Float, columns: int, sides: list[Line], axis: Axis, outwards: float) -> Curve | None | bool:
-    """Top or bottom: an arc about a point of the axis; None if the frame cuts it or the sides meet, False if neither.
+def _curve(points: Float, columns: int, sides: list[Line], axis: Axis, fan: bool | None) -> Curve | None:
+    """Top or bottom: an arc about a point of the axis; None if the frame cuts it or the sides meet.
 
     Args:
         points: (n, 2), the extreme point of each column that is not cut by the frame.
         columns: how many columns the piece has.
-        outwards: 1 for the bottom, -1 for the top.
+        fan: None for the top; for the bottom, whether the axis begins where the sides meet.
     """
+    outwards = -1.0 if fan is None else 1.0
     for side in sides:
         points = points[abs(side.distance(points)) > 2 * NEAR]
     if len(points) < max(LEAST_POINTS, 0.12 * columns):
@@ -132,6 +138,8 @@ def _curve(points: Float, columns: int, sides: list[Line], axis: Axis, outwards:
     on = np.count_nonzero(abs(curve.beyond(uv)) <= NEAR)
     if on >= LEAST_SUPPORT * len(uv):
         return curve
+    if fan:  # the echo fades out: the end of a beam is as far from where the beams meet as any other's
+        return Curve(0.0, float(np.quantile(np.hypot(few[:, 0], few[:, 1]), 0.95)))
     return _level(few, outwards)
 
 

@@ -147,7 +147,8 @@ def _by_plugin(layout: PixelLayout, content: bytes) -> tuple[NDArray, str]:
         rows=layout.rows,
         columns=layout.columns,
         samples_per_pixel=layout.samples,
-        photometric_interpretation=layout.photometric,
+        # gdcm ends the process when it is told of a palette and given none
+        photometric_interpretation=layout.photometric if layout.samples == 3 else "MONOCHROME2",
         planar_configuration=int(layout.planar),
         bits_allocated=layout.allocated,
         bits_stored=layout.stored,

@@ -62,7 +62,9 @@ def test_a_leak_is_caught(pretended, leak):
     assert odd if leak in ODD_FORMS else leaks, "not found"
 
 
-@pytest.mark.parametrize("secret", [number("p", 10), uid("p"), person("p"), day("p")], ids=["id", "uid", "name", "date"])
+@pytest.mark.parametrize(
+    "secret", [number("p", 10), uid("p"), person("p"), day("p")], ids=["id", "uid", "name", "date"]
+)
 @pytest.mark.parametrize("leak", ["text in a cell", "base64 in a cell", "UTF-16 on stderr", "name of a file"])
 def test_each_kind_of_secret_is_caught(pretended, leak, secret):
     assert pretended(leak, secret)[0]

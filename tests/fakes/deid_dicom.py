@@ -23,6 +23,7 @@ from pydicom.tag import BaseTag, Tag
 from pydicom.uid import UID, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 SINGLE, MULTI = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.4.1.1.3.1"
+_TEXTS = frozenset(("AE", "AS", "CS", "DA", "DS", "DT", "IS", "LO", "LT", "PN", "SH", "ST", "TM", "UC", "UR", "UT"))
 SMALL = (240, 320)  # pixels, (H, W) of the screens behind header secrets
 
 
@@ -68,8 +69,8 @@ class Draft:
 def raw(data: Dataset, tag: int | tuple[int, int] | str, vr: str, value: str | bytes, codec: str = "utf-8") -> None:
     """Put bytes under a tag and a representation, whatever both say; padded to an even length."""
     content = value.encode(codec) if isinstance(value, str) else value
-    width = 8 if vr in ("FD", "FL", "UL", "US", "SL", "SS") else 2
-    content += (b"\0" if vr in ("UI", "OB", "UN", "OW") or width == 8 else b" ") * (-len(content) % width)
+    width = {"FD": 8, "FL": 4, "UL": 4, "SL": 4}.get(vr, 2)
+    content += (b" " if vr in _TEXTS else b"\0") * (-len(content) % width)
     place: BaseTag = Tag(tag)
     data[place] = RawDataElement(place, vr, len(content), content, 0, False, True)
 

@@ -6,19 +6,24 @@
 """
 
 import io
+import logging
 import tempfile
+import warnings
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydicom import dcmread
+from pydicom import config, dcmread
 from pydicom.dataset import Dataset, FileMetaDataset
-from pydicom.encaps import encapsulate, generate_fragments
+from pydicom.encaps import generate_fragments
 from pydicom.uid import UID
+
+from ingest.readers import dicom
 
 SYNTAXES = {
     "implicit": "1.2.840.10008.1.2",
@@ -40,7 +45,27 @@ ULTRASOUND, ULTRASOUND_CINE = "1.2.840.10008.5.1.4.1.1.6.1", "1.2.840.10008.5.1.
 ROOT = "1.2.826.0.1.3680043.10.1"  # UIDs of the fakes begin with it
 
 
-def echo_rgb(height: int = 24, width: int = 32, seed: int = 0) -> NDArray[np.uint8]:
+@contextmanager
+def quiet_reader() -> Iterator[None]:
+    """`quiet_pydicom` for a test: what it changes in this process is put back."""
+    names = ("convert_wrong_length_to_UN", "replace_un_with_known_vr", "INVALID_KEYWORD_BEHAVIOR", "INVALID_KEY_BEHAVIOR")
+    before = {name: getattr(config, name) for name in names}
+    modes = config.settings.reading_validation_mode, config.settings.writing_validation_mode
+    loggers = [(log, log.level, log.propagate) for log in map(logging.getLogger, dicom._LOGGERS)]
+    try:
+        with warnings.catch_warnings():
+            dicom.quiet_pydicom()
+            yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)
+        config.settings.reading_validation_mode, config.settings.writing_validation_mode = modes
+        for log, level, propagate in loggers:
+            log.setLevel(level)
+            log.propagate = propagate
+
+
+def echo_rgb(height: int = 40, width: int = 64, seed: int = 0) -> NDArray[np.uint8]:
     """A little colour picture, uint8 (H, W, 3): smooth, with all colours, unlike its mirror image."""
     y, x = np.mgrid[:height, :width]
     noise = np.random.default_rng(seed).integers(0, 30, (height, width))
@@ -48,7 +73,7 @@ def echo_rgb(height: int = 24, width: int = 32, seed: int = 0) -> NDArray[np.uin
     return np.stack([red, green, blue], axis=2).clip(0, 255).astype(np.uint8)
 
 
-def echo_grey(height: int = 24, width: int = 32, seed: int = 0, bits: int = 8) -> NDArray[Any]:
+def echo_grey(height: int = 40, width: int = 64, seed: int = 0, bits: int = 8) -> NDArray[Any]:
     """The same in grey: uint8, or uint16 that fill `bits` bits."""
     grey = echo_rgb(height, width, seed)[..., 0].astype(np.uint32)
     values = grey if bits == 8 else (grey * ((1 << bits) - 1) // 255)
@@ -93,16 +118,17 @@ def write_dicom(
     pictures = [frames] if isinstance(frames, np.ndarray) and _is_one(frames) else list(frames)
     uid = SYNTAXES.get(syntax, syntax)
     dataset = _described(pictures, photometric, planar, stored, high, signed)
-    for keyword, value in tags.items():
-        setattr(dataset, keyword, value) if value is not None else dataset.__delattr__(keyword)
     if fragments is not None:
-        dataset.PixelData = encapsulate(list(fragments))
-        dataset["PixelData"].VR = "OB"
-        dataset["PixelData"].is_undefined_length = True
+        _add_fragments(dataset, fragments)
     elif pixel_data is not None or syntax in NATIVE or syntax not in SYNTAXES:
         _native(dataset, pictures, syntax, words, pixel_data)
     else:
         _compressed(dataset, pictures, syntax)
+    for keyword, value in tags.items():
+        if value is None:
+            delattr(dataset, keyword)
+        else:
+            setattr(dataset, keyword, value)
     if change:
         change(dataset)
     path.write_bytes(_file(dataset, uid, preamble, meta) + tail)
@@ -189,24 +215,45 @@ def jpeg_frame(picture: NDArray[Any], **options: Any) -> bytes:
     return file.getvalue()
 
 
-def _compressed(dataset: Dataset, pictures: list[NDArray[Any]], syntax: str) -> None:
-    if syntax in ("jpeg", "jpeg_extended"):
-        dataset.PixelData = encapsulate([jpeg_frame(picture) for picture in pictures])
-        dataset["PixelData"].VR = "OB"
-        if pictures[0].ndim == 3 and dataset.PhotometricInterpretation == "RGB":
-            dataset.PhotometricInterpretation = "YBR_FULL"
-    elif syntax == "jpeg_lossless":
-        dataset.PixelData = encapsulate([_lossless_jpeg(dataset, picture) for picture in pictures])
-        dataset["PixelData"].VR = "OB"
-    else:
-        if syntax == "jpeg_2000" and dataset.PhotometricInterpretation == "RGB":
-            dataset.PhotometricInterpretation = "YBR_RCT"
-        dataset.file_meta = FileMetaDataset()
-        dataset.file_meta.TransferSyntaxUID = UID(SYNTAXES["explicit"])
-        content = np.stack(pictures) if len(pictures) > 1 else pictures[0]
-        dataset.compress(SYNTAXES[syntax], np.ascontiguousarray(content), generate_instance_uid=False)
-        del dataset.file_meta
+def encapsulated(fragments: Sequence[bytes], table: bytes = b"") -> bytes:
+    """The value of encapsulated PixelData without its delimiter: the offset table, then the fragments as they are."""
+    pieces = [table, *(fragment + b"\0" * (len(fragment) % 2) for fragment in fragments)]
+    return b"".join(b"\xfe\xff\x00\xe0" + len(piece).to_bytes(4, "little") + piece for piece in pieces)
+
+
+def _add_fragments(dataset: Dataset, fragments: Sequence[bytes]) -> None:
+    dataset.add_new(0x7FE00010, "OB", encapsulated(fragments))
     dataset["PixelData"].is_undefined_length = True
+
+
+def _compressed(dataset: Dataset, pictures: list[NDArray[Any]], syntax: str) -> None:
+    photometric = dataset.PhotometricInterpretation
+    if syntax in ("jpeg", "jpeg_extended"):
+        _add_fragments(dataset, [jpeg_frame(picture) for picture in pictures])
+        dataset.PhotometricInterpretation = "YBR_FULL" if photometric == "RGB" else photometric
+    elif syntax == "jpeg_lossless":
+        _add_fragments(dataset, [_lossless_jpeg(dataset, picture) for picture in pictures])
+    else:
+        _add_fragments(dataset, [_by_pydicom(dataset, picture, syntax) for picture in pictures])
+        if syntax == "jpeg_2000" and photometric == "RGB":
+            dataset.PhotometricInterpretation = "YBR_RCT"
+
+
+def _by_pydicom(dataset: Dataset, picture: NDArray[Any], syntax: str) -> bytes:
+    """One frame's code stream by an encoder of pydicom's, which is told of no other bits and colours than it must be."""
+    stored = dataset.BitsAllocated if syntax == "rle" else dataset.BitsStored
+    one = _described([picture], None, 0, stored, None, bool(dataset.PixelRepresentation))
+    if syntax == "jpeg_2000" and dataset.PhotometricInterpretation == "RGB":
+        one.PhotometricInterpretation = "YBR_RCT"
+    one.file_meta = FileMetaDataset()
+    one.file_meta.TransferSyntaxUID = UID(SYNTAXES["explicit"])
+    one.compress(SYNTAXES[syntax], np.ascontiguousarray(picture), generate_instance_uid=False)
+    return fragments_of(one)[0]
+
+
+def fragments_of(dataset: Dataset) -> list[bytes]:
+    """The fragments of encapsulated pixel data, without the offset table."""
+    return list(generate_fragments(dataset.PixelData))[1:]
 
 
 def _lossless_jpeg(dataset: Dataset, picture: NDArray[Any]) -> bytes:
@@ -215,7 +262,7 @@ def _lossless_jpeg(dataset: Dataset, picture: NDArray[Any]) -> bytes:
 
     with tempfile.TemporaryDirectory() as folder:
         native, packed = Path(folder) / "native.dcm", Path(folder) / "packed.dcm"
-        write_dicom(native, picture, photometric=dataset.PhotometricInterpretation, stored=dataset.BitsStored)
+        write_dicom(native, picture, stored=dataset.BitsStored)  # the colours' names would make gdcm convert or abort
         reader, change, writer = gdcm.ImageReader(), gdcm.ImageChangeTransferSyntax(), gdcm.ImageWriter()
         reader.SetFileName(str(native))
         done = reader.Read()
@@ -227,7 +274,19 @@ def _lossless_jpeg(dataset: Dataset, picture: NDArray[Any]) -> bytes:
         writer.SetFileName(str(packed))
         if not (done and writer.Write()):
             raise RuntimeError("gdcm could not write a lossless JPEG")
-        return b"".join(list(generate_fragments(dcmread(packed).PixelData))[1:])  # the first is the offset table
+        content = b"".join(fragments_of(dcmread(packed)))
+    return content if dataset.PhotometricInterpretation == "RGB" else renamed_components(content, b"\1\2\3")
+
+
+def renamed_components(content: bytes, names: bytes) -> bytes:
+    """A JPEG code stream of one scan whose colour components bear other names: RGB says what they are."""
+    out = bytearray(content)
+    frame = next(at for at in range(len(out)) if out[at] == 0xFF and out[at + 1] in (0xC0, 0xC3))
+    scan = out.index(b"\xff\xda", frame)
+    if out[frame + 9] == 3:
+        for number in range(3):
+            out[frame + 10 + 3 * number] = out[scan + 5 + 2 * number] = names[number]
+    return bytes(out)
 
 
 def _file(dataset: Dataset, uid: str, preamble: bool, meta: bool) -> bytes:

@@ -32,10 +32,11 @@ class Text:
 
 @dataclass(frozen=True, slots=True)
 class Screen:
-    """`frames` is uint8, (n, H, W) or (n, H, W, 3); `truth` bool (H, W); `texts` all that is drawn around the sector."""
+    """`frames` is uint8, (n, H, W) or (n, H, W, 3); `texts` is all that is drawn beside or over the sector."""
 
     frames: NDArray[np.uint8]
-    truth: NDArray[np.bool_]
+    truth: NDArray[np.bool_]  # (H, W), the sector of the first frame
+    echo: NDArray[np.bool_]  # (H, W), the part of it that shows something: not the black of lost contact or depth
     regions: tuple[Region, ...]
     texts: tuple[Text, ...]
 
@@ -128,7 +129,8 @@ def draw_screen(
     pixels = np.stack(stack).astype(np.uint8)
     region = Region(*place, spatial_format=1, data_type=2 if doppler else 1, mm_x=0.2, mm_y=0.2)
     texts = (*ink.texts, *over.texts)
-    return Screen(pixels if draw["colour"] else pixels[..., 0].copy(), sector.inside, (region,), texts)
+    echo = sector.inside & (cv2.blur(pixels.max(axis=(0, 3)), (15, 15)) >= 6)
+    return Screen(pixels if draw["colour"] else pixels[..., 0].copy(), sector.inside, echo, (region,), texts)
 
 
 def _choices(rng: np.random.Generator, *given: Any) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Which deployments there are, where they look for files, and that prefect.yaml keeps in step with the cards."""
 
 from pathlib import Path
+from pkgutil import resolve_name
 
 import pytest
 import yaml
@@ -11,9 +12,9 @@ from pipelines.deployments import find_source, prefect_yaml, specs
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def test_every_card_has_a_deployment():
+def test_every_card_has_a_deployment_and_private_data_one_more():
     names = [spec.name for spec in specs("lake") if spec.flow == "ingest"]
-    assert names == list(registered()) and "phantom" in names
+    assert names == [*registered(), "private"] and "phantom" in names
 
 
 def test_prefect_yaml_is_the_one_that_the_cards_make():
@@ -21,12 +22,10 @@ def test_prefect_yaml_is_the_one_that_the_cards_make():
 
 
 def test_prefect_yaml_names_flows_and_parameters_that_exist():
-    from pipelines import flows
-
-    for entry in yaml.safe_load(prefect_yaml())["deployments"]:
-        module, _, name = entry["entrypoint"].rpartition(".")
-        assert module == "pipelines.flows"
-        flow = getattr(flows, name)
+    entries = yaml.safe_load(prefect_yaml())["deployments"]
+    for entry, spec in zip(entries, specs("lake"), strict=True):
+        flow = resolve_name(entry["entrypoint"])
+        assert (flow.name, entry["name"]) == (spec.flow, spec.name)
         assert set(entry["parameters"]) <= set(flow.parameters.properties)
 
 
