@@ -196,7 +196,7 @@ def _cleaned(job: ShardJob, source: Source, cleaning: _Cleaning) -> Iterator[Sam
         yield Rejected(source.item.path, None, error.step or "read", error.reason, None)
     if cleaning.audit is not None:
         first = kept[0].row if kept else {}
-        write_outcome(cleaning.audit, source.item.path, refusal, counts, first, len(kept))
+        write_outcome(cleaning.audit, source.item.path, refusal, counts, first, len(kept), job.card.relax)
     yield from (Sample(one.row, one.image, None) for one in kept)
 
 

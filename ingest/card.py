@@ -322,6 +322,12 @@ class Card(_Model):
         """The catalog's `deid_profile`: public, private, or private with the rules that were relaxed."""
         return ":".join((self.deid_profile, *sorted(self.relax)))
 
+    def words(self) -> frozenset[str]:
+        """Every text that the card itself puts into rows: no secret of a source, whatever a source may say too."""
+        values = [*self.constants().values(), *(word for listed in self.labels.values() for word in listed)]
+        values += [word for _, value, _ in self.filled() for word in (value.map or {}).values()]
+        return frozenset(word for word in values if isinstance(word, str)) | frozenset(self.labels)
+
     def cleans(self, is_dicom: bool) -> bool:
         """Whether a file goes through de-identification's steps: its scan area only, its header by the allow-list."""
         return self.deid_profile == "private" or self.scan_area == "find" or (is_dicom and self.scan_area is None)

@@ -43,7 +43,8 @@ def ingest(
         typer.Option(help="Of private data: the secret key's file; default: $USDATA_DEID_KEY_FILE.", metavar="FILE"),
     ] = None,
     issuer: Annotated[
-        str | None, typer.Option(help="Of private data: who gave out the patient ids; default: the data set's name.")
+        str | None,
+        typer.Option(help="Of private data: who gave out the patient ids, if the key serves several hospitals."),
     ] = None,
     templates: Annotated[
         Path | None, typer.Option(help="Of private data: your reviewed device templates.", metavar="DIR")

@@ -90,7 +90,8 @@ def decode(data: bytes, encodings: Sequence[str], person: bool = False) -> str:
     if data.isascii() and b"\x1b" not in data:
         return data.decode("ascii")
     if b"\x1b" not in data:
-        for codec in (encodings[0], "utf-8"):
+        undeclared = encodings[0] == DEFAULT[0]  # then UTF-8, which nothing else looks like by chance (ours)
+        for codec in ("utf-8", *encodings[:1]) if undeclared else (encodings[0], "utf-8"):
             try:
                 return data.decode(codec)
             except (UnicodeError, LookupError):

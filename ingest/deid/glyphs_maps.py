@@ -15,6 +15,8 @@ CELL = 8  # pixels per side of a cell; windows move by it (ours)
 EXCESS = (0, 12, 32, 64)  # grey levels: a map of steps above each (ours)
 CHANNELS = 4 * len(EXCESS)  # two scales x across, down x EXCESS
 QUICK = (0, 2)  # the channels of the screen: steps across, all and above 32
+SHARE = 0.35  # of a window must be measured (ours)
+FLOOR = 0.25  # grey levels, added before the logarithm: differences below do not matter (ours)
 REACH = (2, 1)  # pixels at each scale: nothing so near to the mask's border is measured
 
 Bytes = NDArray[np.uint8]
@@ -23,6 +25,8 @@ Floats = NDArray[np.float32]
 
 class Steps:
     """The maps of pictures of one size under one mask. Holds its buffers, so a frame of a cine allocates little."""
+
+    CHANNELS = CHANNELS
 
     def __init__(self, mask: NDArray[np.bool_]) -> None:
         """`mask`: bool (h, w), where the picture counts, at least 8 px a side."""
@@ -46,6 +50,51 @@ class Steps:
             self._levels[0].measure(image, axis, self._cells[axis * number :], range(number))
             self._levels[1].measure(half, axis, self._cells[(2 + axis) * number :], range(number))  # type: ignore[arg-type]
         return self._cells
+
+
+def logs(cells: Floats, coverage: Floats, rows: int, columns: int) -> tuple[Floats, NDArray[np.int64]] | None:
+    """Logarithms of the mean steps in windows of `rows` x `columns` cells of which enough is measured.
+
+    Returns:
+        (channels, n) float32, and (n, 2) the upper left cells (y, x) of the windows; None if there are none.
+    """
+    h, w = coverage.shape[0] - rows + 1, coverage.shape[1] - columns + 1
+    if h < 1 or w < 1:
+        return None
+
+    def total(plane: Floats) -> Floats:
+        sums = cv2.boxFilter(plane, -1, (columns, rows), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        return sums[:h, :w]
+
+    measured = total(coverage)
+    enough = measured > SHARE * rows * columns
+    if not enough.any():
+        return None
+    means = np.stack([total(plane)[enough] for plane in cells]) / measured[enough]
+    return np.log(means + FLOOR), np.argwhere(enough)
+
+
+def reference(values: Floats) -> Floats:
+    """What is usual in this picture: (2, channels), median and 95th percentile of `logs` over the windows."""
+    return np.percentile(values, (50, 95), axis=1).astype(np.float32)
+
+
+def grey(frame: Bytes) -> Bytes:
+    """Luma (Rec. 601) of an RGB frame; a grey one as it is."""
+    return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
+
+
+def chroma(frame: Bytes) -> Bytes:
+    """How coloured: the largest less the smallest of R, G, B, at half size; (h // 2, w // 2) of (h, w, 3) RGB."""
+    size = (frame.shape[1] >> 1, frame.shape[0] >> 1)
+    r, g, b = cv2.split(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
+    return cv2.subtract(cv2.max(cv2.max(r, g), b), cv2.min(cv2.min(r, g), b))  # type: ignore[return-value]
+
+
+def half_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The mask of `chroma`: pixels all of whose sources are in `mask`."""
+    size = (mask.shape[1] >> 1, mask.shape[0] >> 1)
+    return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) == 255
 
 
 class _Level:

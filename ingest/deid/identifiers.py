@@ -17,6 +17,7 @@ from ingest.deid.walk import Leaf
 SHORTEST = 4  # signs; needles counts ideographs double
 LONGEST = 120  # signs of one identifier; longer texts are taken apart at their lines and sentences (ours)
 MOST = 500  # identifiers of one item: those of named fields first (ours; every one costs about 30 us to search for)
+TABLE = 32  # numbers in one text above which they are a table of measurements, not somebody's (ours)
 _BINARY = 1 << 16  # bytes of one value without text VR in which text is looked for (ours)
 _TECHNICAL = re.compile(r"1\.2\.840\.10008\.[0-9.]+|[\W_]*")
 _MEASURE = re.compile(r"[+-]?[0-9]{0,6}(?:\.[0-9]*)?(?:[eE][+-]?[0-9]+)?")
@@ -71,7 +72,10 @@ class Gathered:
         into = self._by_rank[rank]
         if len(into) > MOST:
             return
-        for part in [text] if len(text) <= LONGEST else _parts(text):
+        parts = [text] if len(text) <= LONGEST else _parts(text)
+        if sum(map(str.isdecimal, parts)) > TABLE:
+            parts = [part for part in parts if not part.isdecimal()]
+        for part in parts:
             part = part.strip()[:LONGEST]
             if len(part) * 2 >= SHORTEST and not _TECHNICAL.fullmatch(part):
                 into[part] = None

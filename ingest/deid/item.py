@@ -59,7 +59,8 @@ class Tools:
             ConfigError: one of them can't be used.
         """
         templates = load_templates(rules.templates)
-        return cls(card, rules, rules.identity(), templates, allowed_words(), interpolation)
+        allowed = allowed_words() | card.words() | {rules.issuer}
+        return cls(card, rules, rules.identity(), templates, allowed, interpolation)
 
     @property
     def checks_text(self) -> bool:

@@ -24,6 +24,7 @@ _DISTINCT = 5  # different characters: a flat region spells "66666666"
 _WIDE = re.compile(r"[\u1100-\u11ff\u2e80-\u9fff\ua960-\ua97f\uac00-\ud7ff\uf900-\ufaff\U00020000-\U0003ffff]")
 _SEPARATORS = re.compile(r"[^a-z0-9]+")
 _ESCAPED = re.compile(r"[\udc80-\udcff]")  # how Python shows bytes of a name that are not UTF-8
+_HEX = re.compile(r"[0-9a-f]+")
 _UID = re.compile(r"[0-9]+(?:\.[0-9]+){3,}")
 _DAY_FIRST = re.compile(r"([0-9]{1,2})([./-])([0-9]{1,2})\2([0-9]{4})")
 _YEAR_FIRST = re.compile(r"([0-9]{4})[-:/]([0-9]{2})[-:/]([0-9]{2})(?:[ tT].*)?")
@@ -90,7 +91,8 @@ class Needles:
     runs: frozenset[str]  # digits only, 4 to 7, leading zeros off: must be a whole run of digits
     days: frozenset[str]  # YYYYMMDD
     triples: frozenset[str]  # days as three numbers in the usual orders, "31 1 2020"
-    digests: frozenset[str]
+    in_hex: frozenset[str]  # without blanks, at least 8: looked for in hex digits
+    digests: frozenset[str]  # the first 16 hex digits of unkeyed hashes
     raw: frozenset[bytes]  # not ASCII, in old character sets: looked for in bytes
     in_pixels: frozenset[bytes]  # lower-cased bytes that chance does not spell in pixels
     wide: bool  # ideographs among them: two take four bytes of UTF-16, which may all look like ASCII
@@ -131,6 +133,7 @@ class Needles:
         phrases = {word for word in lettered if " " in word}
         numbers = {word.replace(" ", "") for word in words - lettered}
         short = {n for n in numbers if len(n) < WHOLE_RUN}
+        compact = {word.replace(" ", "") for word in words}
         return cls(
             words=frozenset(lettered - phrases),
             phrases=frozenset(phrases),
@@ -139,6 +142,7 @@ class Needles:
             runs=frozenset(short | {n.lstrip("0") for n in short if len(n.lstrip("0")) >= SHORTEST}),
             days=frozenset(f"{day.year:04}{day.month:02}{day.day:02}" for day in days),
             triples=frozenset(triple for day in days for triple in _triples(day)),
+            in_hex=frozenset(word for word in compact if len(word) >= JOINED and _HEX.fullmatch(word)),
             digests=frozenset(digest for text in plains for digest in unkeyed_digests(text)),
             raw=frozenset(data for word in lettered | plains if not word.isascii() for data in _old_bytes(word)),
             in_pixels=in_pixels,

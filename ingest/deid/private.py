@@ -27,6 +27,7 @@ from ingest.unpack import open_source
 from usdata.errors import CardError, DataError
 
 AREA = "private"
+ISSUER = "the key's own site"  # a key is one hospital's: its data sets share their patients. Ours
 
 
 def private_card(name: str, organ: str | None = None, relax: tuple[str, ...] = ()) -> Card:
@@ -74,7 +75,7 @@ def rules_of(
     Args:
         key_file: None: the path in USDATA_DEID_KEY_FILE.
         source: the patients' own files, which the area must not lie among.
-        issuer: of patient ids where a file names none; None: the data set's name.
+        issuer: of patient ids where a file names none; None: the same for all that is ingested with this key.
         templates: the site's folder of reviewed device templates.
         area: the private area; None: the user's own state folder.
 
@@ -86,7 +87,7 @@ def rules_of(
     private_folder(place / "temp", source)
     paths = [path.resolve() if path else None for path in (key_file, templates)]
     load_templates(paths[1])  # a bad one must fail now, not in every process
-    return Rules(paths[0], key.fingerprint, issuer or card.name, paths[1], place, token_hex(16))
+    return Rules(paths[0], key.fingerprint, issuer or ISSUER, paths[1], place, token_hex(16))
 
 
 def default_area() -> Path:

@@ -13,6 +13,12 @@ class State(StrEnum):
     REJECTED = "rejected"  # not ultrasound, or of a kind that is not read
 
 
+class Relaxed(StrEnum):
+    """A rule that a run leaves out; the catalog's `deid_profile` and the audit name it."""
+
+    TEXT = "text"  # no search for text inside the scan area
+
+
 class Reason(StrEnum):
     """A word that the quarantine table and the audit store. Say anything new here, never in free text."""
 

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ingest.deid.audit import Audit, MaskSource, Versions
-from ingest.deid.reasons import Reason, Refusal, State
-from ingest.deid.rules import DEID_VERSION, Rules
+from ingest.deid.reasons import Reason, Refusal, Relaxed, State
+from ingest.deid.rules import DEID_VERSION, TABLES_VERSION, Rules
 from ingest.deid.walk import Action
 from ingest.layout import Problem
 
@@ -20,12 +20,18 @@ def open_audit(rules: Rules) -> Audit:
 
     assert rules.area is not None
     code = tuple(int(part) for part in __version__.split(".") if part.isdigit())
-    versions = Versions(deid=DEID_VERSION, tables=DEID_VERSION, code=code)
+    versions = Versions(deid=DEID_VERSION, tables=TABLES_VERSION, code=code)
     return Audit(rules.area / "audit" / f"{rules.run}.jsonl", rules.run, rules.key_fingerprint, versions)
 
 
 def write_outcome(
-    audit: Audit, key: str, refusal: Refusal | None, counts: Mapping[str, int], row: Mapping[str, Any], samples: int
+    audit: Audit,
+    key: str,
+    refusal: Refusal | None,
+    counts: Mapping[str, int],
+    row: Mapping[str, Any],
+    samples: int,
+    relaxed: Iterable[str] = (),
 ) -> None:
     """The line of an item that was cleaned, or refused on the way."""
     reason = Reason(refusal.reason) if refusal else None
@@ -37,6 +43,7 @@ def write_outcome(
         counts={Action(name): number for name, number in counts.items()},
         mask_source=MaskSource(source) if source else None,
         samples=samples,
+        relaxed=[Relaxed(word) for word in relaxed],
     )
 
 

@@ -120,5 +120,5 @@ def _decisions(
 
 def _problem(problem: Problem) -> Decision:
     """A file that is not even opened: a link, a socket, a folder that can't be entered."""
-    reason = Reason(problem.reason) if problem.reason in set(Reason) else Reason.UNREADABLE
+    reason = Reason.of(problem.reason)
     return Decision(problem.path, reason.state, reason, Device(), None, None, None, None, None, None, None, {})

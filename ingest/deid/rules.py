@@ -13,6 +13,7 @@ from ingest.deid.templates import load_templates
 from usdata.errors import ConfigError
 
 DEID_VERSION = 1  # of the rules, as the catalog stores it; raise it when the same file would come out otherwise
+TABLES_VERSION = 1  # of vocab/*.yaml; raise it when a word is added
 PUBLISHED = "published"  # in place of a key's fingerprint: files that their owner published, no secret protects them
 
 
@@ -76,7 +77,15 @@ class Rules:
     def digest(self, card: Card) -> str:
         """xxh3_128 of everything but the source that decides an item's outcome; keyed by nothing, quotes nothing."""
         templates = load_templates(self.templates).digest
-        parts = [DEID_VERSION, self.key_fingerprint, self.issuer, templates, card_digest(card), *decoders()]
+        parts = [
+            DEID_VERSION,
+            TABLES_VERSION,
+            self.key_fingerprint,
+            self.issuer,
+            templates,
+            card_digest(card),
+            *decoders(),
+        ]
         return xxhash.xxh3_128_hexdigest("|".join(map(str, parts)).encode())
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ingest.deid.sector_echo import Echo, Looking, Mask, find_echo, look_at
 from ingest.deid.sector_fit import fit_outline
-from ingest.deid.sector_shape import Line, Outline, draw
+from ingest.deid.sector_shape import Outline, draw
 from ingest.deid.summary import Summary
 from ingest.deid.templates import Kind
 
@@ -29,7 +29,7 @@ LEAST_SHARE = 0.03  # of the picture
 PARALLEL = 5.0  # degrees between sides that count as parallel
 SKEWED = 8.0  # degrees by which the sides of a rectangle or trapezoid may lean differently; ours
 BENT = 3.0  # an arc of a radius below so many times the outline's size is one; flatter is straight
-LOOKS = (Looking(3, 3), Looking(2, 5), Looking(1, 7), Looking(6, 7), Looking(4, 13))  # from plain to hard; ours
+LOOKS = (Looking(3, 3), Looking(2, 5), Looking(1, 7), Looking(6, 7), Looking(4, 13), Looking(1, 9, 50))  # from plain to hard; ours
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,7 +54,7 @@ def fit_sector(summary: Summary, allowed: NDArray[np.bool_] | None, vouched: boo
     looks += [(look, True) for look in LOOKS[:3]] if vouched else []
     for look, several in looks:
         echo = find_echo(pixels, look, allowed, several=several)
-        if echo is None:
+        if echo is None or (vouched and echo.divided):
             continue
         for flipped in _orientations(echo.piece):
             sector = _fit(echo, summary.shape, flipped, vouched)
@@ -172,8 +172,8 @@ def _kind(outline: Outline, inside: Mask) -> Kind | None:
     bent = any(curve is not None and curve.radius < BENT * size for curve in (outline.top, outline.bottom))
     if outline.left is None or outline.right is None:
         lone = outline.left or outline.right
-        return "rectangle" if lone is None or abs(_lean(lone)) < PARALLEL else "sector"
-    left, right = -_lean(outline.left), _lean(outline.right)  # outwards as they go down
+        return "sector" if bent or (lone is not None and abs(lone.lean) >= PARALLEL) else "rectangle"
+    left, right = -outline.left.lean, outline.right.lean  # outwards as they go down
     if left + right < -2 * PARALLEL:
         return None
     if left + right < 2 * PARALLEL:
@@ -183,18 +183,13 @@ def _kind(outline: Outline, inside: Mask) -> Kind | None:
     return "trapezoid" if abs(left - right) <= 2 * SKEWED else None
 
 
-def _lean(line: Line) -> float:
-    """Degrees from the vertical; positive where the line runs to the right as it goes down."""
-    along = np.array([-line.normal[1], line.normal[0]])
-    along = along if along[1] > 0 else -along
-    return float(np.degrees(np.arctan2(along[0], along[1])))
-
-
 def _seen(outline: Outline, kind: Kind) -> bool:
-    """Enough edges are the sector's own, rather than the picture's border."""
-    sides = [edge is not None for edge in (outline.left, outline.right)]
-    ends = [edge is not None for edge in (outline.top, outline.bottom)]
-    return sum(sides + ends) >= 2 if kind == "rectangle" else all(sides)
+    """Enough edges are the sector's own, rather than the picture's border, and they are symmetric."""
+    sides = [line for line in (outline.left, outline.right) if line is not None]
+    ends = [curve for curve in (outline.top, outline.bottom) if curve is not None and curve.firm]
+    if kind == "rectangle":
+        return len(sides) + len(ends) >= 2
+    return len(sides) == 2 and abs(sides[0].lean + sides[1].lean) <= SKEWED
 
 
 def steady(summary: Summary, mask: NDArray[np.bool_]) -> bool:

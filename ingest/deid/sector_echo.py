@@ -17,6 +17,7 @@ from ingest.deid.summary import Summary
 COARSE = 400  # pixels of the longer side of the map, at most (ours: the fit is exact enough, and fast)
 BACKGROUND_SHARE = 0.02  # of the picture that the commonest value must have, to count as a background's colour
 LEAST_PIECE = 0.05  # of the largest piece's area, for another one to count; ours
+DIVIDED = 0.15  # of the largest piece's area, from which another one may be a part of the same image; ours
 GROWTH = 5  # map pixels: side of the square by which the opened piece may grow back over strokes
 STROKE = 40  # grey levels between neighbours from which they may be a stroke of text; ours
 MOVING_FRAMES = 6  # frames from which movement is looked at
@@ -31,16 +32,18 @@ class Echo:
 
     piece: Mask  # (h, w), the largest solid piece
     strays: Mask  # (h, w), strokes of high contrast that are not of the piece: text, graphics
+    divided: bool  # there is another piece that is not much smaller
     scale: tuple[float, float]  # x, y: picture pixels per map pixel
     frame: tuple[float, float, float, float]  # x0, y0, x1, y1 of where echo may be, in map pixels
 
 
 @dataclass(frozen=True, slots=True)
 class Looking:
-    """How hard to look: the step that counts as structure, the gaps that are closed (map pixels)."""
+    """How hard to look: the step that counts as structure, and the gaps that are closed (map pixels)."""
 
     step: int
     close: int
+    share: int = 100  # of 255: how much of a map pixel must be active
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,24 +66,24 @@ def find_echo(pixels: Pixels, look: Looking, allowed: NDArray[np.bool_] | None, 
     w, h = width // shrink, height // shrink
     active = _active(pixels, look.step, allowed)
     share = cv2.resize(active, (w, h), interpolation=cv2.INTER_AREA)
-    dense = cv2.threshold(share, 100, 1, cv2.THRESH_BINARY)[1]
+    dense = cv2.threshold(share, look.share, 1, cv2.THRESH_BINARY)[1]
     dense = cv2.morphologyEx(dense, cv2.MORPH_CLOSE, _square(look.close))
     stroke = cv2.threshold(pixels.ranges, STROKE, 255, cv2.THRESH_BINARY)[1]
     share = cv2.resize(stroke & active, (w, h), interpolation=cv2.INTER_AREA)
     stroke = cv2.dilate(cv2.threshold(share, 60, 1, cv2.THRESH_BINARY)[1], _square(3))
     side = max(5, int(0.04 * min(h, w)) | 1)
     least = LEAST_PIECE if several else 1.0
-    core = _largest(cv2.dilate(cv2.erode(dense, _square(side)), _square(side)), least)
+    core, divided = _largest(cv2.dilate(cv2.erode(dense, _square(side)), _square(side)), least)
     if core is None:
         return None
     # The opening keeps straight edges where they are. What is ragged grows back, but not over strokes: text that touches
     near = cv2.dilate(core, _square(GROWTH))
-    piece = _largest(dense & (near | (cv2.dilate(core, _square(side + 2)) & (1 - stroke))), least)
+    piece = _largest(dense & (near | (cv2.dilate(core, _square(side + 2)) & (1 - stroke))), least)[0]
     if piece is None:
         return None
     scale = (width / w, height / h)
     strays = stroke & (1 - cv2.dilate(piece, _square(5)))
-    return Echo(piece, np.asarray(strays, np.uint8), scale, _frame(allowed, scale, (h, w)))
+    return Echo(piece, np.asarray(strays, np.uint8), divided, scale, _frame(allowed, scale, (h, w)))
 
 
 def look_at(summary: Summary) -> Pixels:
@@ -116,15 +119,16 @@ def _background(value: NDArray[np.uint8]) -> int | None:
     return best if counts[best] >= BACKGROUND_SHARE * value.size else None
 
 
-def _largest(mask: Mask, least: float) -> Mask | None:
-    """The connected piece of the largest outline, and those of at least `least` of its area."""
+def _largest(mask: Mask, least: float) -> tuple[Mask | None, bool]:
+    """The connected piece of the largest outline, and those of at least `least` of its area; whether others are big."""
     outlines = cv2.findContours(mask, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0]
     areas = [cv2.contourArea(outline) for outline in outlines]
     if not areas or max(areas) == 0:
-        return None
+        return None, False
     kept = [outline for outline, area in zip(outlines, areas, strict=True) if area >= least * max(areas)]
     solid = cv2.drawContours(np.zeros_like(mask), kept, -1, 1, cv2.FILLED)
-    return np.asarray(solid & mask, np.uint8)
+    left_out = [area for area in areas if area < least * max(areas)]
+    return np.asarray(solid & mask, np.uint8), bool(left_out) and max(left_out) >= DIVIDED * max(areas)
 
 
 def _frame(

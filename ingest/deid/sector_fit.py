@@ -139,14 +139,14 @@ def _curve(points: Float, columns: int, sides: list[Line], axis: Axis, fan: bool
     if on >= LEAST_SUPPORT * len(uv):
         return curve
     if fan:  # the echo fades out: the end of a beam is as far from where the beams meet as any other's
-        return Curve(0.0, float(np.quantile(np.hypot(few[:, 0], few[:, 1]), 0.95)))
+        return Curve(0.0, float(np.quantile(np.hypot(few[:, 0], few[:, 1]), 0.95)), firm=False)
     return _level(few, outwards)
 
 
 def _level(uv: Float, outwards: float) -> Curve:
     """Straight across where nothing better fits: at the extreme of nine tenths of the points."""
     u = float(np.quantile(uv[:, 0], 0.9 if outwards > 0 else 0.1))
-    return Curve(u - STRAIGHT, STRAIGHT)
+    return Curve(u - STRAIGHT, STRAIGHT, firm=False)
 
 
 def _arcs(a: Float, b: Float) -> tuple[Float, Float]:

@@ -30,10 +30,11 @@ class Line:
         return points @ self.normal - self.offset
 
     @property
-    def angle(self) -> float:
-        """Degrees from the vertical; positive where the edge runs outwards as it goes down."""
-        across, down = float(self.normal[0]), float(self.normal[1])
-        return float(np.degrees(np.arctan2(-down, abs(across)))) * -1.0
+    def lean(self) -> float:
+        """Degrees from the vertical; positive where the line runs to the right as it goes down."""
+        along = np.array([-self.normal[1], self.normal[0]])
+        along = along if along[1] > 0 else -along
+        return float(np.degrees(np.arctan2(along[0], along[1])))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,12 +60,13 @@ class Curve:
     """An arc about the point (centre, 0) of the axis; a straight line across is an arc of very large radius."""
 
     centre: float  # u
-    radius: float  # above 0: the centre lies above the arc
+    radius: float
+    firm: bool = True  # enough points lie on it; else it is only how far the echo reaches
 
     def beyond(self, points: Float) -> Float:
         """How far below the arc each of `points` (n, 2: u, v) lies."""
         away = np.hypot(points[:, 0] - self.centre, points[:, 1])
-        return away - self.radius if self.radius > 0 else -self.radius - away
+        return away - self.radius
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -115,10 +117,10 @@ def _half_plane(line: Line) -> Float:
 
 def _side_of(curve: Curve, *, below: bool) -> Float:
     """(n, 2) u, v: what lies above the arc, or below it. Above a real arc also means within its width."""
-    reach = min(abs(curve.radius), _FAR)
+    reach = min(curve.radius, _FAR)
     v: Float = np.sin(np.linspace(-np.pi / 2, np.pi / 2, 181)) * reach
     sag = np.sqrt(np.maximum(curve.radius**2 - v**2, 0.0))
-    u = curve.centre + (sag if curve.radius > 0 else -sag)
+    u = curve.centre + sag
     arc = np.stack([u, v], axis=1)
     if not below:
         ends: list[list[float]] = [[-_FAR, reach], [-_FAR, -reach]]

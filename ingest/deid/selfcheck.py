@@ -143,11 +143,7 @@ class SelfCheck:
         return self._in_words(folded) or self._in_digits(folded)
 
     def _in_hex(self, token: str) -> bool:
-        needles = self._needles
-        if token[:16] in needles.digests:
-            return True
-        lettered = (word for word in needles.words | needles.joined if len(word) >= JOINED)
-        return any(number in token for number in needles.digits) or any(word in token for word in lettered)
+        return token[:16] in self._needles.digests or any(word in token for word in self._needles.in_hex)
 
     def _in_words(self, folded: str) -> bool:
         needles = self._needles
@@ -155,6 +151,9 @@ class SelfCheck:
             joined = text.replace(" ", "")
             others = " ".join(word for word in text.split() if word not in self._words)
             if others and any(word in others for word in needles.words):
+                return True
+            whole = others.replace(" ", "")
+            if len(whole) >= JOINED and any(len(word) >= JOINED and word in whole for word in needles.words):
                 return True
             if any(p in text for p in needles.phrases) or any(p in joined for p in needles.joined):
                 return True

@@ -21,6 +21,7 @@ from ingest.deid.reasons import Reason, Refusal
 
 MAX_INFLATED = 512 << 20  # bytes of a deflated data set; ours
 _WINDOW = 1 << 16
+_PIECE = 1 << 22
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -106,13 +107,13 @@ class Source:
         pieces, total = [], 0
         while not stream.eof:
             piece = stream.unconsumed_tail
-            if not piece:
-                if position >= self.size:
-                    raise refused(Reason.TRUNCATED)
+            if not piece and position < self.size:
                 piece = self.at(position, min(_WINDOW, self.size - position))
                 position += len(piece)
-            pieces.append(stream.decompress(piece, 1 << 22))
+            pieces.append(stream.decompress(piece, _PIECE))
             total += len(pieces[-1])
+            if not piece and not pieces[-1] and not stream.eof:
+                raise refused(Reason.TRUNCATED)
             if total > MAX_INFLATED:
                 raise refused(Reason.TOO_LARGE)
         rest = len(stream.unused_data) + self.size - position

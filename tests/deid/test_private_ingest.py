@@ -124,11 +124,11 @@ def test_another_key_is_refused_where_the_data_set_is(source: Path, key: Path, t
         bring(source, tmp_path, make_key(tmp_path))
 
 
-def test_two_data_sets_of_one_key_and_issuer_share_their_patients(source: Path, key: Path, tmp_path: Path) -> None:
+def test_two_data_sets_of_one_key_share_their_patients(source: Path, key: Path, tmp_path: Path) -> None:
     lake = Lake.create(tmp_path / "lake")
     for name in ("site_a", "site_b"):
         card = private_card(name)
-        rules = rules_of(card, key, source=source, area=tmp_path / "area", issuer="hospital")
+        rules = rules_of(card, key, source=source, area=tmp_path / "area")
         ingest(card, source, lake, rules=rules)
     found = lake.sql("select dataset, patient from samples where patient_known group by all").to_pylist()
     assert len({row["patient"] for row in found}) == 2 and len(found) == 4

@@ -89,6 +89,7 @@ def test_a_clean_row_and_a_clean_picture_pass():
             "ｍｕｅｌｌｅｒ",
             "Muel\u00adler",
             "x-Mueller-x",
+            "Luden-scheidt",
             "muellerludenscheidt",
             "Mueller^Anna",
             "University",

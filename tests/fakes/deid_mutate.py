@@ -224,7 +224,7 @@ def _value(keyword_tag: int, values: tuple[int, ...]) -> Way:
 
 def _frames(content: bytes, rng: random.Random) -> bytes:
     """NumberOfFrames before the rows, as an IS of 10 digits."""
-    at = content.find(struct.pack("<HH", 0x0028, 0x0010))
+    at = content.find(struct.pack("<HH", 0x0028, 0x0010) + b"US")
     text = rng.choice((b"2147483647", b"-000000001", b"0000000000", b"0000010000", b"9999999999", b"1e9       "))
     return content if at < 0 else content[:at] + struct.pack("<HH", 0x0028, 0x0008) + b"IS\x0a\0" + text + content[at:]
 
@@ -388,7 +388,7 @@ def _dicom(rows: int, columns: int, frames: int, label: str = "still.dcm") -> by
         head = struct.pack("<HH", tag >> 16, tag & 0xFFFF) + b"US\x02\0"
         at = content.find(head)
         content = content[: at + 8] + struct.pack("<H", value) + content[at + 10 :]
-    at = content.find(struct.pack("<HH", 0x0028, 0x0010))
+    at = content.find(struct.pack("<HH", 0x0028, 0x0010) + b"US")
     return content[:at] + struct.pack("<HH", 0x0028, 0x0008) + b"IS\x0a\0" + b"%010d" % frames + content[at:]
 
 

@@ -306,11 +306,12 @@ def _file(dataset: Dataset, uid: str, preamble: bool, meta: bool) -> bytes:
         return content
     head = FileMetaDataset()
     head.FileMetaInformationVersion = b"\0\1"
+    head.FileMetaInformationGroupLength = 0
     head.MediaStorageSOPClassUID = dataset.get("SOPClassUID", ULTRASOUND)
     head.MediaStorageSOPInstanceUID = dataset.get("SOPInstanceUID", f"{ROOT}.1")
     head.TransferSyntaxUID = UID(uid)
     head.ImplementationClassUID = f"{ROOT}.9"
     file = DicomBytesIO()
     file.is_implicit_VR, file.is_little_endian = False, True
-    write_file_meta_info(file, head, enforce_standard=True)
+    write_file_meta_info(file, head, enforce_standard=False)
     return (b"\0" * 128 + b"DICM" if preamble else b"") + file.getvalue() + content

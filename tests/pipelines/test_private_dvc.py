@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from ingest.deid.private import private_card, rules_of
 from ingest.deid.rules import Rules
 from pipelines.stages import read_params
 from usdata.errors import CardError, ConfigError
+from usdata.files import write_json
 from usdata.lake import Lake
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -40,7 +42,8 @@ def needles(world: World) -> Needles:
     """What no list, lock or shard may hold."""
     places = Secret("private paths", (str(world.source), str(world.key)), str(world.source))
     drafts = [secret for number in range(3) for secret in ultrasound(f"dvc {number}").planted()]
-    return Needles([NAMES, places, of_key(world.key_bytes()), *drafts])
+    key = replace(of_key(world.key_bytes()), value="key")  # an empty text's digest stands in any list
+    return Needles([NAMES, places, key, *drafts])
 
 
 def rules(world: World, name: str = "site_a") -> Rules:
@@ -123,7 +126,9 @@ class Clone:
         for name in ("usdata", "ingest", "training", "pipelines", "dvc.yaml", ".dvcignore"):
             (folder / name).symlink_to(PROJECT / name)
         (folder / ".dvc").mkdir()
-        (folder / ".dvc" / "config").write_text((PROJECT / ".dvc" / "config").read_text() + "    no_scm = true\n")
+        (folder / ".dvc" / "config").write_text(
+            "[core]\n    no_scm = true\n    analytics = false\n[cache]\n    type = hardlink\n"
+        )
         params = yaml.safe_load((PROJECT / "params.yaml").read_text())
         params["private"] = {"site_a": {"organ": "thyroid"}, "site_b": {}}
         (folder / "params.yaml").write_text(yaml.safe_dump(params))
@@ -140,9 +145,10 @@ class Clone:
         assert done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def list_inputs(self, *names: str) -> None:
-        for name in names:
-            self.call("usdata", "deid-inputs", "--name", name, "-o", f"inputs/{name}.json")
+    def list_inputs(self, name: str) -> None:
+        """What the verb does, without starting a process."""
+        found = inputs_of(private_card(name), self.world.source / name, rules(self.world, name))
+        write_json(self.folder / "inputs" / f"{name}.json", found)
 
     def shards(self, name: str) -> dict[str, int]:
         """Shard -> inode: a shard that is written anew has another one."""
@@ -153,7 +159,8 @@ class Clone:
 def test_repro_builds_once_and_then_only_the_data_set_whose_files_changed(tmp_path):
     world = populate(World(tmp_path / "world"))
     project = Clone(tmp_path / "project", world)
-    project.list_inputs("site_a", "site_b")
+    project.list_inputs("site_b")
+    told = project.call("usdata", "deid-inputs", "--name", "site_a", "-o", "inputs/site_a.json")
     said = project.call("dvc", "repro", "private")
     lake = Lake(project.folder / "lake")
     counts = lake.sql("select dataset, count(*) as n from samples group by all order by all").to_pylist()
@@ -171,7 +178,7 @@ def test_repro_builds_once_and_then_only_the_data_set_whose_files_changed(tmp_pa
 
     leaks = needles(world).search(artifacts_of_dvc(project))
     assert not leaks, "\n".join(map(str, leaks))
-    assert not needles(world).in_bytes((said + again + later).encode(), text=True)
+    assert not needles(world).in_bytes((told + said + again + later).encode(), text=True)
 
 
 def artifacts_of_dvc(project: Clone):

@@ -1,0 +1,423 @@
+"""Fits the weights of the text check (ingest/deid/glyphs_weights.py) on drawn text over drawn and real scan areas.
+
+Run: python benchmarks/glyph_weights.py --real /path/to/sample/data [--write ingest/deid/glyphs_weights.py] [--table]
+The real pictures are the project's sample set (public, looked at one by one; those that show callipers or text are left
+out by name). Every second pair of pictures is for fitting, the others are for the rates that are printed; the same seed
+gives the same weights on the same machine. A head is a logistic score, linear in the logarithms of a window's pooled
+steps and of their median and 95th percentile over the picture: 49 numbers. Each round adds the clean windows that
+score highest.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
+
+from fakes.burned_text import COLOURS, MARKS, WORDS, Frame, Style, cover, draw_mark, draw_text, fonts, mark_cover
+from fakes.scans import KINDS, draw_screen
+
+from ingest.deid.glyphs_maps import CELL, QUICK, Steps, chroma, grey, half_mask, logs, reference
+from ingest.phantom import plan, render
+
+HEADS = {"small": (2, 2), "word": (2, 4)}  # windows, in cells
+HEIGHTS = (7, 9, 11, 14, 18, 24, 32, 40)
+SHORT = ("M1", "LK", "1", "2", "R", "A", "Rt", "D1", "3.2", "LOV")
+LOOKS = (*COLOURS, "outlined", "half", "boxed")
+# Pictures of the sample set in whose scan area text, callipers or a mark stand, or whose area the mask here misses
+TEXT = ("benign (11).png", "benign (34).png", "benign (4).png", "benign (6).png", "malignant (13).png")
+ROUNDS, PENALTY = 4, 10.0  # of adding hard windows; of squared standardised weights
+
+Mask = NDArray[np.bool_]
+Any2 = NDArray[Any]
+
+
+@dataclass
+class Clean:
+    """A scan area without text. `name` is its source; `fit`: for fitting, not for the rates."""
+
+    name: str
+    frame: Frame
+    mask: Mask
+    fit: bool
+
+
+@dataclass
+class Case:
+    """The windows of one picture, per head (logs, reference, ink under each window), and what was drawn on it."""
+
+    name: str
+    fit: bool
+    kind: str  # clean, word, short, mark
+    windows: dict[str, tuple[Any2, Any2, Any2]] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+# --- clean scan areas -------------------------------------------------------------------------------------------------
+
+
+def tissue_mask(frame: Frame, margin: int, level: int = 8) -> Mask:
+    """The largest bright component, closed, without blackened rectangles: good enough to look at, not to publish by."""
+    luma = grey(frame)
+    found = (cv2.GaussianBlur(luma, (0, 0), 3) > level).astype(np.uint8)
+    found = cv2.morphologyEx(found, cv2.MORPH_OPEN, np.ones((9, 9), np.uint8))
+    _, labels, stats, _ = cv2.connectedComponentsWithStats(found)
+    found = (labels == 1 + int(np.argmax(stats[1:, 4]))).astype(np.uint8)
+    padded = cv2.copyMakeBorder(found, 60, 60, 60, 60, cv2.BORDER_CONSTANT, value=0)
+    found = cv2.morphologyEx(padded, cv2.MORPH_CLOSE, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (61, 61)))
+    found = np.ascontiguousarray(found[60:-60, 60:-60])
+    contours, _ = cv2.findContours(found, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    found = cv2.drawContours(np.zeros_like(found), [max(contours, key=cv2.contourArea)], -1, 1, -1)
+    black = cv2.morphologyEx((luma == 0).astype(np.uint8), cv2.MORPH_OPEN, np.ones((25, 25), np.uint8))
+    found[cv2.dilate(black, np.ones((9, 9), np.uint8)) > 0] = 0
+    return shrunk(found > 0, margin)
+
+
+def shrunk(mask: Mask, margin: int) -> Mask:
+    """`mask` eroded by `margin` px; outside of the picture counts as outside of the mask."""
+    side = np.ones((2 * margin + 1, 2 * margin + 1), np.uint8)
+    return cv2.erode(mask.astype(np.uint8), side, borderType=cv2.BORDER_CONSTANT, borderValue=0) > 0
+
+
+def within(frame: Frame, top: float, bottom: float, left: float, right: float) -> Mask:
+    """A rectangle given in shares of the sides."""
+    h, w = frame.shape[:2]
+    mask = np.zeros((h, w), bool)
+    mask[int(top * h) : int(bottom * h), int(left * w) : int(right * w)] = True
+    return mask
+
+
+def load(path: Path) -> Frame:
+    """As RGB, or grey if all three channels are equal."""
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image.ndim == 3:
+        image = np.ascontiguousarray(image[..., 2::-1])
+        if not np.ptp(image, axis=2).any():
+            image = image[..., 0].copy()
+    return image
+
+
+def real_areas(root: Path) -> Iterator[tuple[str, Frame, Mask]]:
+    """The sample set's clean scan areas, by source."""
+    for path in sorted(root.glob("busi/**/*.png")):
+        if "_mask" not in path.name and path.name not in TEXT:
+            mask = tissue_mask(frame := load(path), 3)
+            mask[:40, :52] = False  # the maker's logo
+            yield "busi", frame, mask
+    for path in sorted(root.glob("hc18/**/*HC.png")):
+        mask = tissue_mask(frame := load(path), 8)
+        mask[:, :40], mask[-40:] = False, False
+        yield "hc18", frame, mask
+    for path in sorted(root.glob("usgra-seg/dataset/images/*.png")):
+        yield "usgra-seg", (frame := load(path)), tissue_mask(frame, 4)
+    for path in sorted(root.glob("timtrack-muscle/**/*")):
+        if path.suffix.lower() in (".png", ".jpg", ".bmp"):
+            yield "timtrack", (frame := load(path)), _muscle(frame, str(path))
+    for path in sorted(root.glob("covid-blues/**/*.mp4")):
+        frames = video(path)
+        mask = tissue_mask(frames.max(0), 6, 6)
+        yield from (("covid-blues", frames[i], mask) for i in range(0, len(frames), max(1, len(frames) // 4)))
+
+
+def _muscle(frame: Frame, path: str) -> Mask:
+    """TimTrack's screens; the shares were read off the pictures."""
+    if "dataset 1" in path:
+        mask = tissue_mask(frame, 10, 12)
+        mask[:70, :50] = False
+        return mask
+    if "dataset 2" in path:
+        return within(frame, 0.22, 0.85, 0.17, 0.82)
+    if "dataset 3" in path:
+        return within(frame, 0.24, 0.83, 0.29, 0.73)
+    if "SampleA" in path:
+        return within(frame, 0.12, 0.90, 0.22, 0.78)
+    return tissue_mask(frame, 8, 14) & within(frame, 0, 0.78, 0, 1)
+
+
+def video(path: Path) -> NDArray[np.uint8]:
+    """(n, H, W, 3) RGB, or (n, H, W) if all frames are grey."""
+    capture, frames = cv2.VideoCapture(str(path)), []
+    while (got := capture.read())[0]:
+        frames.append(got[1][..., ::-1])
+    stack = np.stack(frames)
+    return stack if np.ptp(stack, axis=3).any() else stack[..., 0].copy()
+
+
+def drawn_areas() -> Iterator[tuple[str, Frame, Mask]]:
+    """Drawn screens of every kind, some with colour flow, and simulated B-mode images."""
+    sizes = ((600, 800), (480, 640), (768, 1024))
+    for kind in KINDS:
+        for seed in range(10):
+            jpeg = None if seed % 2 else 90
+            screen = draw_screen(kind, 100 + seed, sizes[seed % 3], colour=bool(seed % 4 // 2), jpeg=jpeg, doppler=seed > 7)
+            yield "screens", screen.frames[0], shrunk(screen.truth, 3)
+    for spec in plan(1000, 7)[::28]:
+        image = render(spec).image
+        yield "phantom", image, tissue_mask(image, 5)
+
+
+def flow(frame: Frame, rng: np.random.Generator) -> Frame:
+    """`frame` with colour flow: red and blue blobs with the crisp rim that scanners leave, yellow and cyan inside."""
+    luma = grey(frame)
+    field_ = cv2.resize(rng.normal(size=(6, 6)).astype(np.float32), luma.shape[::-1], interpolation=cv2.INTER_CUBIC)
+    grain = cv2.GaussianBlur(rng.normal(size=luma.shape).astype(np.float32), (0, 0), 2.0)
+    speed = np.clip(np.abs(field_) * 160 + grain * 250, 0, 255)
+    shown = np.abs(field_) + 0.4 * grain > 1.0
+    hot = np.stack([np.clip(speed + 60, 0, 255), np.clip(speed - 90, 0, 255), np.zeros_like(speed)], -1)
+    colour = np.where((field_ > 0)[..., None], hot, hot[..., ::-1])
+    return np.where(shown[..., None], colour, np.stack([luma] * 3, -1)).astype(np.uint8)
+
+
+# --- what is drawn on them ----------------------------------------------------------------------------------------------
+
+
+def word(rng: np.random.Generator, words: tuple[str, ...], heights: tuple[int, ...]) -> tuple[str, Style, str]:
+    """A text, its style and the name of its look."""
+    look, font, height = str(rng.choice(LOOKS)), str(rng.choice(fonts())), int(rng.choice(heights))
+    if font == "bitmap":
+        height = max(7, round(height / 7) * 7)
+    style = Style(
+        font=font,
+        height=height,
+        colour=look if look in COLOURS else "white",
+        smooth=bool(rng.random() < 0.6) or (font == "cv2" and height < 9),
+        alpha=0.55 if look == "half" else 1.0,
+        outline=look == "outlined",
+        box=look == "boxed",
+    )
+    return str(rng.choice(words)), style, look
+
+
+def place(rng: np.random.Generator, shape: tuple[int, int], mask: Mask) -> tuple[int, int] | None:
+    """(x, y) of a rectangle (h, w) that lies wholly in `mask`."""
+    h, w = shape
+    if h >= mask.shape[0] or w >= mask.shape[1]:
+        return None
+    sums = cv2.integral(mask.astype(np.uint8))
+    whole = sums[h:, w:] - sums[:-h, w:] - sums[h:, :-w] + sums[:-h, :-w] == h * w
+    ys, xs = np.nonzero(whole)
+    if not len(ys):
+        return None
+    k = int(rng.integers(len(ys)))
+    return int(xs[k]), int(ys[k])
+
+
+def burn(rng: np.random.Generator, frame: Frame, mask: Mask, kind: str) -> tuple[Frame, Mask, dict[str, Any]] | None:
+    """One text or mark on `frame`, or None if it would not be plain to a reader's eye."""
+    if kind == "mark":
+        what, size = str(rng.choice(MARKS)), int(rng.choice((9, 11, 13, 17, 21)))
+        size = max(size, 13) if what == "body" else size
+        look = str(rng.choice(("white", "white", "yellow", "cyan", "green", "grey")))
+        style = Style(colour=look, smooth=bool(rng.random() < 0.5), height=size)
+        image = mark_cover(what, size, style.smooth)
+    else:
+        what, style, look = word(rng, *((WORDS, HEIGHTS) if kind == "word" else (SHORT, (9, 11, 14, 18, 24))))
+        image = cover(what, style)
+    at = place(rng, image.shape, mask)
+    if at is None:
+        return None
+    out = draw_mark(frame, what, at, size, style)[0] if kind == "mark" else draw_text(frame, what, at, style)[0]
+    ink = np.zeros(mask.shape, bool)
+    ink[at[1] : at[1] + image.shape[0], at[0] : at[0] + image.shape[1]] = image > 100
+    contrast, colour = plainness(out, ink)
+    if contrast < 40 and colour < 90:
+        return None
+    return out, ink, {"look": look, "height": style.height, "font": Path(style.font).stem, "contrast": contrast, "chroma": colour}
+
+
+def plainness(frame: Frame, ink: Mask) -> tuple[float, float]:
+    """Grey levels between the ink's median and the mean around it; the ink's median chroma above that around it."""
+    ring = (cv2.dilate(ink.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & ~ink
+    luma = grey(frame).astype(float)
+    colour = np.ptp(frame.astype(int), axis=2) if frame.ndim == 3 else np.zeros(ink.shape)
+    return abs(float(np.median(luma[ink]) - luma[ring].mean())), float(np.median(colour[ink]) - colour[ring].mean())
+
+
+# --- windows ------------------------------------------------------------------------------------------------------------
+
+
+def variants(rng: np.random.Generator, frame: Frame, mask: Mask) -> Iterator[tuple[Frame, Mask, int | None]]:
+    """The picture, a JPEG of it (the quality is given, to be used after drawing), and one smaller or larger."""
+    yield frame, mask, None
+    yield frame, mask, int(rng.choice([70, 80, 90, 95]))
+    small = min(frame.shape[:2]) > 300
+    scale = float(rng.choice((0.5, 0.6, 0.75) if small else (1.3, 1.7)))
+    how = cv2.INTER_AREA if small else cv2.INTER_LINEAR
+    resized = cv2.resize(frame, None, fx=scale, fy=scale, interpolation=how)
+    size = (resized.shape[1], resized.shape[0])
+    yield resized, shrunk(cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0, 2), None
+
+
+def jpeg(frame: Frame, quality: int | None) -> Frame:
+    """`frame` after lossy JPEG."""
+    if quality is None:
+        return frame
+    data = cv2.imencode(".jpg", frame if frame.ndim == 2 else frame[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, quality])[1]
+    out = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
+    return out if out.ndim == 2 else np.ascontiguousarray(out[..., ::-1])
+
+
+def windows(case: Case, plane: Frame, mask: Mask, ink: Mask | None) -> Case:
+    """Fills `case.windows` from one plane (grey or chroma)."""
+    steps = Steps(mask)
+    cells = steps.all(plane)
+    for name, (rows, columns) in HEADS.items():
+        found = logs(cells, steps.coverage, rows, columns)
+        if found is None:
+            continue
+        values, places = found
+        sums = cv2.integral(ink.astype(np.uint8)) if ink is not None else np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), int)
+        y, x = places.T * CELL
+        y1, x1 = y + rows * CELL, x + columns * CELL
+        under = sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x]
+        case.windows[name] = (values.T.copy(), reference(values), under)
+    return case
+
+
+def cases(areas: list[Clean], plane: Callable[[Frame], Frame], *, colour: bool, seed: int = 5) -> Iterator[Case]:
+    """Clean and burned pictures as windows. `colour`: on RGB frames, tinted or with flow; only coloured ink counts."""
+    rng = np.random.default_rng(seed)
+    for area in areas:
+        ys, xs = np.nonzero(area.mask)
+        if len(ys) < 3000:
+            continue
+        cut = (slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1))
+        for frame, mask, quality in variants(rng, np.ascontiguousarray(area.frame[cut]), area.mask[cut]):
+            base = coloured(rng, frame) if colour else grey(frame)
+            seen = half_mask(mask) if colour else mask
+            yield windows(Case(area.name, area.fit, "clean"), plane(jpeg(base, quality)), seen, None)
+            for kind in ("word", "short", "mark"):
+                burned = burn(rng, base, mask, kind)
+                if burned is None or (colour and burned[2]["chroma"] < 90):
+                    continue
+                ink = cv2.resize(burned[1].astype(np.uint8), seen.shape[::-1], interpolation=cv2.INTER_AREA) > 0 if colour else burned[1]
+                facts = burned[2] | {"jpeg": quality}
+                yield windows(Case(area.name, area.fit, kind, facts=facts), plane(jpeg(burned[0], quality)), seen, ink)
+
+
+def coloured(rng: np.random.Generator, frame: Frame) -> Frame:
+    """As RGB: plain, tinted as some consoles do, or with colour flow."""
+    if frame.ndim == 3:
+        return frame
+    if rng.random() < 0.3:
+        return flow(frame, rng)
+    tint = ((1, 1, 1), (1, 0.93, 0.8), (0.85, 0.95, 1), (1, 0.9, 0.7))[int(rng.integers(4))]
+    return np.stack([np.rint(frame * k) for k in tint], -1).astype(np.uint8)
+
+
+# --- the fit ------------------------------------------------------------------------------------------------------------
+
+
+def features(values: Any2, at: Any2, channels: list[int]) -> Any2:
+    """(n, 3 k): a window's logs, and the picture's median and 95th percentile of them, for k channels."""
+    fixed = at[:, channels].reshape(1, -1)
+    return np.concatenate([values[:, channels], np.repeat(fixed, len(values), 0)], 1)
+
+
+def logistic(x: Any2, y: Any2, weight: Any2) -> Any2:
+    """Ridge logistic regression by Newton's method; the last weight is the constant."""
+    x = np.concatenate([x, np.ones((len(x), 1))], 1).astype(np.float64)
+    ridge = np.diag([PENALTY] * (x.shape[1] - 1) + [1e-6])
+    w = np.zeros(x.shape[1])
+    for _ in range(25):
+        p = 1 / (1 + np.exp(-np.clip(x @ w, -30, 30)))
+        slope = x.T @ (weight * (p - y)) + ridge @ w
+        curve = (x * (weight * p * (1 - p))[:, None]).T @ x + ridge
+        move = np.linalg.solve(curve, slope)
+        w -= move
+        if np.abs(move).max() < 1e-4:
+            break
+    return w
+
+
+def fit(data: list[Case], head: str, channels: list[int]) -> Any2:
+    """Weights (3 k + 1) of a head."""
+    rng = np.random.default_rng(0)
+    ink, clean = [], []
+    pool = [c.windows[head] for c in data if c.fit and c.kind == "clean" and head in c.windows]
+    for case in data:
+        if case.fit and case.kind != "clean" and head in case.windows:
+            values, at, under = case.windows[head]
+            best = np.argsort(-under, kind="stable")[:8]
+            best = best[under[best] >= max(4, 0.6 * under.max())]
+            ink.append(features(values[best], at, channels))
+    for values, at, _ in pool:
+        clean.append(features(values[rng.choice(len(values), min(len(values), 60), replace=False)], at, channels))
+    yes = np.concatenate(ink)
+    for turn in range(ROUNDS):
+        no = np.concatenate(clean)
+        x, y = np.concatenate([yes, no]), np.r_[np.ones(len(yes)), np.zeros(len(no))]
+        mean, spread = x.mean(0), x.std(0) + 1e-3
+        weight = np.where(y > 0, 0.5 / len(yes), 0.5 / len(no)) * len(x)
+        w = logistic((x - mean) / spread, y, weight)
+        w = np.r_[w[:-1] / spread, w[-1] - (w[:-1] / spread * mean).sum()]
+        if turn < ROUNDS - 1:
+            for values, at, _ in pool:
+                rows = features(values, at, channels)
+                clean.append(rows[np.argsort(-(rows @ w[:-1]), kind="stable")[:12]])
+    return w
+
+
+def best_score(case: Case, head: str, channels: list[int], w: Any2) -> float:
+    """The highest score over windows (those with ink, where something was drawn)."""
+    if head not in case.windows:
+        return -99.0
+    values, at, under = case.windows[head]
+    scores = features(values, at, channels) @ w[:-1] + w[-1]
+    if case.kind != "clean":
+        scores = scores[under > 2]
+    return float(scores.max()) if len(scores) else -99.0
+
+
+def rates(data: list[Case], heads: dict[str, tuple[str, list[int], Any2]], label: str) -> None:
+    """Prints, for pictures that were not used for fitting, what each threshold finds and what it takes for text."""
+    held = [c for c in data if not c.fit]
+    for name, (head, channels, w) in heads.items():
+        got = {kind: np.array([best_score(c, head, channels, w) for c in held if c.kind == kind]) for kind in ("clean", "word", "short", "mark")}
+        print(f"\n{label} {name}: {len(got['clean'])} clean pictures held out")
+        for at in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
+            print(f"  > {at:.0f}: " + "  ".join(f"{kind} {(v > at).mean():.4f}" for kind, v in got.items()))
+        worst = sorted(((best_score(c, head, channels, w), c.name) for c in held if c.kind == "clean"), reverse=True)[:8]
+        print("  highest clean:", [(round(s, 1), n) for s, n in worst])
+
+
+def write(path: Path, fitted: dict[str, Any2]) -> None:
+    """The module of weights."""
+    lines = ['"""Weights of the text check, fitted by benchmarks/glyph_weights.py. Do not edit.', "", "Per head: for each channel the weight of the window's log, of the picture's median, of its 95th percentile; the", 'constant comes last.', '"""', ""]
+    for name, w in fitted.items():
+        lines.append(f"{name} = (")
+        numbers = [f"{v:.3f}" for v in w]
+        lines += ["    " + " ".join(f"{n}," for n in numbers[i : i + 12]) for i in range(0, len(numbers), 12)]
+        lines.append(")")
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Fits, prints the rates of held-out pictures, and writes the weights where asked."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--real", type=Path, help="the sample data; without it only drawn scan areas are used")
+    parser.add_argument("--write", type=Path, help="write the weights to this module")
+    args = parser.parse_args()
+    found = [*(real_areas(args.real) if args.real else ()), *drawn_areas()]
+    areas = [Clean(name, frame, mask, i // 2 % 2 == 0) for i, (name, frame, mask) in enumerate(found)]
+    every, fitted = list(range(Steps.CHANNELS)), {}
+    for label, plane, colour in (("grey", grey, False), ("colour", chroma, True)):
+        data = list(cases(areas, plane, colour=colour))
+        heads = {name: (name, every, fit(data, name, every)) for name in HEADS}
+        if not colour:
+            heads["screen"] = ("word", list(QUICK), fit(data, "word", list(QUICK)))
+        rates(data, heads, label)
+        fitted |= {f"{label}_{name}".upper(): w for name, (_, _, w) in heads.items()}
+    if args.write:
+        write(args.write, fitted)
+
+
+if __name__ == "__main__":
+    main()
