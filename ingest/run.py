@@ -4,7 +4,6 @@
 """
 
 import os
-import platform
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -335,7 +334,7 @@ def only_ingest(lake: Lake, dataset: str) -> Iterator[None]:
     """
     lake.check_writable()
     path = lake.root / ".staging" / f"{dataset}.lock"
-    note = f"process {os.getpid()} on {platform.node()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+    note = f"process {os.getpid()}, since {time.strftime('%Y-%m-%d %H:%M:%S')}"  # no host: its name can be a hospital's
     with ExitStack() as stack:
         with explain_os_errors(lake.root, dataset=dataset, step="lock"):
             try:

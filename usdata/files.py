@@ -83,7 +83,7 @@ def locked(path: Path, wait: bool, note: str = "") -> Iterator[None]:
     """Hold the lock file `path`; it goes with the process, however that ends.
 
     Args:
-        note: written into the file, for whoever finds it locked.
+        note: written into the file, for whoever finds it locked; taken out again at the end.
 
     Raises:
         BlockingIOError: another process holds it and `wait` is False.
@@ -94,7 +94,10 @@ def locked(path: Path, wait: bool, note: str = "") -> Iterator[None]:
         file.truncate(0)
         file.write(note)
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)  # who worked when is nobody's business afterwards: lakes are copied with all their files
 
 
 def make_folder(folder: Path) -> None:

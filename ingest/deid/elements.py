@@ -15,6 +15,7 @@ from pydicom.charset import decode_bytes, python_encoding
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset
+from pydicom.valuerep import PersonName
 
 Element = DataElement | RawDataElement
 
@@ -119,7 +120,7 @@ def strings(element: Element, encodings: Sequence[str]) -> tuple[str, ...]:
 def _parts(value: object) -> list[object]:
     if value is None:
         return []
-    if isinstance(value, (str, bytes, int, float, Decimal)) or not isinstance(value, Iterable):
+    if isinstance(value, (str, bytes, int, float, Decimal, PersonName)) or not isinstance(value, Iterable):
         return [value]
     return list(value)
 

@@ -173,7 +173,7 @@ def tiff(window: _Window) -> Iterator[bytes]:
                 waiting += _offsets(window, order, number, offset)
             elif kind in _TIFF_TEXT and tag not in _TIFF_PIXELS:
                 data = inline[:number] if number <= 4 else window.at(offset, min(number, PIECE))
-                yield _as_utf8(tag, data, order)
+                yield _as_utf8(tag, data)
         waiting += struct.unpack(order + "I", window.at(place + 2 + 12 * count, 4).ljust(4, b"\0"))
 
 
@@ -184,11 +184,12 @@ def _offsets(window: _Window, order: str, number: int, offset: int) -> list[int]
     return list(struct.unpack(f"{order}{len(data) // 4}I", data[: len(data) // 4 * 4]))
 
 
-def _as_utf8(tag: int, data: bytes, order: str) -> bytes:
+def _as_utf8(tag: int, data: bytes) -> bytes:
     if tag in _TIFF_WIDE:
         return data.decode("utf-16-le", "ignore").encode("utf-8", "ignore")
     if tag == _USER_COMMENT and data.startswith(b"UNICODE\0"):
-        return data[8:].decode("utf-16-le" if order == "<" else "utf-16-be", "ignore").encode("utf-8", "ignore")
+        both = (data[8:].decode(codec, "ignore") for codec in ("utf-16-le", "utf-16-be"))  # writers disagree
+        return "\n".join(both).encode("utf-8", "ignore")
     if tag == _USER_COMMENT and data.startswith(b"JIS\0"):
         return data[8:].decode("iso2022_jp", "ignore").encode("utf-8", "ignore")
     return data

@@ -49,7 +49,7 @@ class Gathered:
         rank = 2 if leaf.private else 0 if leaf.tag >> 16 in _FIRST else 1
         for text in _texts(leaf):
             self._put(text, rank, person=leaf.vr == "PN")
-        if (leaf.vr not in elements.TEXT_VRS and leaf.vr != "SQ") or not leaf.readable:
+        if leaf.vr not in elements.TEXT_VRS:
             value = leaf.element.value
             self.add_bytes(value if isinstance(value, bytes) else None)
 

@@ -28,8 +28,16 @@ RIM = 13  # map pixels: the rim is half as wide
 LEAST_SHARE = 0.03  # of the picture
 PARALLEL = 5.0  # degrees between sides that count as parallel
 SKEWED = 8.0  # degrees by which the sides of a rectangle or trapezoid may lean differently; ours
+CONCENTRIC = 0.1  # of an arc's radius that its centre may lie from where the sides meet; ours
 BENT = 3.0  # an arc of a radius below so many times the outline's size is one; flatter is straight
-LOOKS = (Looking(3, 3), Looking(2, 5), Looking(1, 7), Looking(6, 7), Looking(4, 13), Looking(1, 9, 50))  # from plain to hard; ours
+LOOKS = (
+    Looking(3, 3),
+    Looking(2, 5),
+    Looking(1, 7),
+    Looking(6, 7),
+    Looking(4, 13),
+    Looking(1, 9, 50),
+)  # from plain to hard; ours
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,11 +96,11 @@ def _fit(echo: Echo, shape: tuple[int, int], flipped: bool, vouched: bool) -> Se
     kind = _kind(outline, inside)
     if kind is None or not (vouched or _seen(outline, kind)):
         return None
-    score = _score(piece, inside)
+    kept = inside & _hull(body, (body.shape[0], body.shape[1]), (1.0, 1.0), False)
+    score = _score(piece, kept if vouched else inside)
     if score < LEAST_SCORE:
         return None
     strays = np.ascontiguousarray(echo.strays[::-1]) if flipped else echo.strays
-    kept = inside & _hull(body, body.shape, (1.0, 1.0), False)
     solid = _solid(piece)
     if cv2.countNonZero(strays & kept & (1 - solid)) > (STRAY_VOUCHED * cv2.countNonZero(kept) if vouched else STRAY):
         return None
@@ -155,11 +163,13 @@ def _filled(piece: Mask) -> Mask:
     """Holes filled, and shadows that are open to the bottom: all between a row's ends that is below a column's top."""
     body = piece.view(np.bool_)
     height, width = body.shape
-    first, last = body.argmax(axis=1)[:, None], width - 1 - body[:, ::-1].argmax(axis=1)[:, None]
-    x, y = np.arange(width)[None], np.arange(height)[:, None]
-    filled = (x >= first) & (x <= last) & (y >= body.argmax(axis=0)[None])
-    filled[~body.any(axis=1)] = False
-    filled[:, ~body.any(axis=0)] = False
+    first = body.argmax(axis=1).astype(np.int16)
+    last = (width - 1 - body[:, ::-1].argmax(axis=1)).astype(np.int16)
+    first[~body.any(axis=1)] = width  # an empty row has no between
+    top = body.argmax(axis=0).astype(np.int16)
+    top[~body.any(axis=0)] = height
+    x, y = np.arange(width, dtype=np.int16), np.arange(height, dtype=np.int16)[:, None]
+    filled = (x >= first[:, None]) & (x <= last[:, None]) & (y >= top)
     return filled.view(np.uint8)
 
 
@@ -184,12 +194,13 @@ def _kind(outline: Outline, inside: Mask) -> Kind | None:
 
 
 def _seen(outline: Outline, kind: Kind) -> bool:
-    """Enough edges are the sector's own, rather than the picture's border, and they are symmetric."""
+    """Enough edges are the sector's own, rather than the picture's border, and symmetric, or about one centre."""
     sides = [line for line in (outline.left, outline.right) if line is not None]
     ends = [curve for curve in (outline.top, outline.bottom) if curve is not None and curve.firm]
     if kind == "rectangle":
         return len(sides) + len(ends) >= 2
-    return len(sides) == 2 and abs(sides[0].lean + sides[1].lean) <= SKEWED
+    about_apex = any(curve.radius < 1e4 and abs(curve.centre) <= CONCENTRIC * curve.radius for curve in ends)
+    return len(sides) == 2 and (about_apex or abs(sides[0].lean + sides[1].lean) <= SKEWED)
 
 
 def steady(summary: Summary, mask: NDArray[np.bool_]) -> bool:

@@ -41,8 +41,8 @@ class Phrases:
     @classmethod
     def of(cls, table: Mapping[str, Iterable[str]], nothing: Iterable[str] = ()) -> "Phrases":
         """From `{word of the catalog: its phrases}`."""
-        pairs = [(phrase, word) for word, phrases in table.items() for phrase in phrases]
-        pairs += [(phrase, "") for phrase in nothing]
+        pairs = [(phrase, "") for phrase in nothing]
+        pairs += [(phrase, word) for word, phrases in table.items() for phrase in phrases]
         by_words = {tuple(words_of(phrase)): word for phrase, word in pairs if not _UNBROKEN.search(phrase)}
         unbroken = {plain(phrase): word for phrase, word in pairs if _UNBROKEN.search(phrase)}
         longest_first = sorted(unbroken.items(), key=lambda pair: (-len(pair[0]), pair[0]))

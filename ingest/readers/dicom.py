@@ -79,7 +79,7 @@ def open_dicom(path: Path) -> DicomImage:
 
 
 def read_frames(image: DicomImage, indices: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
-    """The frames `indices` (0-based, ascending) as (index, uint8 (H, W) grey or (H, W, 3) RGB), one in memory at a time.
+    """The frames `indices` (0-based, ascending) as (index, uint8 (H, W) grey or (H, W, 3) RGB), one at a time.
 
     Raises:
         ValueError: indices negative, or not strictly ascending.

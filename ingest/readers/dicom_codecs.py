@@ -138,24 +138,22 @@ def _by_plugin(layout: PixelLayout, content: bytes) -> tuple[NDArray, str]:
     plugin = plugin_for(layout.syntax)
     if plugin == "gdcm":
         _quiet_gdcm()
-    values, description = get_decoder(layout.syntax).as_array(
-        encapsulate([content]),
-        index=0,
-        raw=True,
-        decoding_plugin=plugin,
-        number_of_frames=1,
-        rows=layout.rows,
-        columns=layout.columns,
-        samples_per_pixel=layout.samples,
+    options: dict[str, Any] = {
+        "number_of_frames": 1,
+        "rows": layout.rows,
+        "columns": layout.columns,
+        "samples_per_pixel": layout.samples,
         # gdcm ends the process when it is told of a palette and given none
-        photometric_interpretation=layout.photometric if layout.samples == 3 else "MONOCHROME2",
-        planar_configuration=int(layout.planar),
-        bits_allocated=layout.allocated,
-        bits_stored=layout.stored,
-        pixel_representation=int(layout.signed),
-        pixel_keyword="PixelData",
-        correct_unused_bits=False,  # the table does it, and knows HighBit
-    )
+        "photometric_interpretation": layout.photometric if layout.samples == 3 else "MONOCHROME2",
+        "planar_configuration": int(layout.planar),
+        "bits_allocated": layout.allocated,
+        "bits_stored": layout.stored,
+        "pixel_representation": int(layout.signed),
+        "pixel_keyword": "PixelData",
+        "correct_unused_bits": False,  # the table does it, and knows HighBit
+    }
+    decoder = get_decoder(layout.syntax)
+    values, description = decoder.as_array(encapsulate([content]), index=0, raw=True, decoding_plugin=plugin, **options)
     expected = (layout.rows, layout.columns) + ((3,) if layout.samples == 3 else ())
     if values.shape != expected or values.dtype.itemsize * 8 != layout.allocated:
         raise refused(Reason.PIXEL_LENGTH)
@@ -274,7 +272,6 @@ def _check_jpeg_2000(layout: PixelLayout, content: bytes) -> None:
         position += 2 + int.from_bytes(content[position + 2 : position + 4])
     if content[position : position + 2] != b"\xff\x52" or position + 9 > len(content):
         raise refused(Reason.UNREADABLE)
-    transformed = content[position + 8] == 1
-    if layout.samples == 3 and layout.photometric != "RGB":
-        if transformed != (layout.photometric in ("YBR_RCT", "YBR_ICT")):
-            raise refused(Reason.PHOTOMETRIC)
+    transformed, announced = content[position + 8] == 1, layout.photometric in ("YBR_RCT", "YBR_ICT")
+    if layout.samples == 3 and layout.photometric != "RGB" and transformed != announced:
+        raise refused(Reason.PHOTOMETRIC)

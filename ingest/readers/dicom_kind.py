@@ -8,14 +8,14 @@ _STORAGE = "1.2.840.10008.5.1.4.1.1."
 _DIRECTORY = "1.2.840.10008.1.3.10"
 ULTRASOUND = frozenset(_STORAGE + end for end in ("6.1", "3.1", "6", "3"))  # the last two are retired
 _CAPTURE = frozenset(_STORAGE + end for end in ("7", "7.1", "7.2", "7.3", "7.4"))
-# Waveforms 9, presentation states 11, raw data and registrations 66, reports and key objects 88, documents 104,
-# spectroscopy 4.2, plans 481, curves and overlays of old (8, 9), colour palettes, hanging protocols.
+# By the first numbers behind _STORAGE: spectroscopy, curves, overlays, waveforms, presentation states, raw data and
+# registrations, surfaces, reports and key objects, documents, plans; then hanging protocols and colour palettes.
 _NO_IMAGE = re.compile(
     re.escape("1.2.840.10008.5.1.4.")
-    + r"(1\.1\.(4\.2|8|9|9\..*|10|11|11\..*|66|66\.[1-8]|67|68\..*|88\..*|90\..*|104\..*|200\..*|201\..*|481\.[3-9]|481\.1\d)"
-    + r"|3[4-9]\..*|4[0-5]\..*)"
+    + r"(1\.1\.(4\.2|8|9|10|11|66|67|68|88|90|104|200|201|481\.([3-9]|1\d))|3[4-9]|4[0-5])(\..*)?"
 )
-_NO_IMAGE_MODALITIES = frozenset("AU DOC ECG EEG EMG EOG EPS FID HD KO PLAN PR REG RESP RTPLAN RTRECORD SEG SR".split())
+_NO_IMAGE_MODALITIES = frozenset(("AU", "DOC", "HD", "KO", "PLAN", "PR", "REG", "RTPLAN", "RTRECORD", "SEG", "SR"))
+_NO_IMAGE_MODALITIES |= {"ECG", "EEG", "EMG", "EOG", "EPS", "RESP", "FID"}
 _ULTRASOUND_MODALITIES = frozenset(("US", "IVUS"))
 
 

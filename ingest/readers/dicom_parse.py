@@ -13,18 +13,18 @@ What is settled here (ours):
 """
 
 import struct
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from ingest.deid.reasons import Reason, Refusal
 from ingest.readers.dicom_source import Source, refused
 from ingest.readers.sniff import begins_dicom
 
 if TYPE_CHECKING:
-    from pydicom import Dataset
     from pydicom.dataelem import DataElement, RawDataElement
+    from pydicom.dataset import Dataset, FileMetaDataset
 
-    Elements = dict[int, DataElement | RawDataElement]
+    Elements = dict[Any, DataElement | RawDataElement]  # by tag, an int
 
 MAX_DEPTH = 16  # sequences within sequences; ours
 MAX_ELEMENTS = 100_000
@@ -77,7 +77,7 @@ def dataset_at(source: Source) -> tuple["Elements", int]:
     start = 132 if head[128:132] == b"DICM" else 4 if head[:4] == b"DICM" else 0
     if not start and not begins_dicom(head):
         raise refused(Reason.UNSUPPORTED)
-    return _Parser(source, little=True).meta(start)
+    return _Parser(source).meta(start)
 
 
 def syntax_of(meta: "Elements") -> str:
@@ -98,8 +98,8 @@ def parse(source: Source, meta: "Elements", start: int) -> Parsed:
         little = syntax != BIG_ENDIAN
     else:  # a bare data set: PS3.5 10.1 has it implicit; old scanners wrote what they liked
         syntax = IMPLICIT if not explicit else EXPLICIT if little else BIG_ENDIAN
-    parser = _Parser(source, little)
-    dataset, elements = parser.top(start, explicit)
+    parser = _Parser(source)
+    dataset, elements = parser.top(start, explicit, little)
     dataset.file_meta = _meta_dataset(meta)
     return Parsed(dataset, elements, meta, syntax, little, parser.pixels)
 
@@ -113,7 +113,7 @@ def _encoding_at(source: Source, start: int) -> tuple[bool, bool]:
     return explicit, not (explicit and struct.unpack("<H", head[:2])[0] >= 0x400)
 
 
-def _meta_dataset(meta: "Elements") -> "Dataset":
+def _meta_dataset(meta: "Elements") -> "FileMetaDataset":
     from pydicom.dataset import FileMetaDataset
 
     dataset = FileMetaDataset(meta)
@@ -121,17 +121,27 @@ def _meta_dataset(meta: "Elements") -> "Dataset":
     return dataset
 
 
+@dataclass(frozen=True, slots=True)
+class _Scope:
+    """How the elements of a data set or an item are written."""
+
+    explicit: bool  # with their representation
+    little: bool
+    charset: str | list[str]  # Python's names of the character sets, unless (0008,0005) says otherwise
+    depth: int = 0  # sequences around it
+
+
 class _Parser:
     """One pass over one data set, with its budgets of elements and loaded bytes."""
 
-    def __init__(self, source: Source, little: bool) -> None:
+    def __init__(self, source: Source) -> None:
         from pydicom.datadict import dictionary_VR
         from pydicom.dataelem import DataElement, RawDataElement, empty_value_for_VR
         from pydicom.dataset import Dataset
         from pydicom.sequence import Sequence
         from pydicom.tag import BaseTag
 
-        self.source, self.little = source, little
+        self.source = source
         self.pixels: PixelElement | None = None
         self._count = self._loaded = 0
         self._raw, self._tag, self._element = RawDataElement, BaseTag, DataElement
@@ -139,18 +149,19 @@ class _Parser:
         self._empty = empty_value_for_VR
 
     def meta(self, start: int) -> tuple["Elements", int]:
-        explicit = _encoding_at(self.source, start)[0]
-        return self._elements(start, self.source.size, explicit, True, "iso8859", 0, group=2)[:2]
+        """The elements of group 0002 and where they end."""
+        scope = _Scope(_encoding_at(self.source, start)[0], True, "iso8859")
+        return self._elements(start, self.source.size, scope, group=2)[:2]
 
-    def top(self, start: int, explicit: bool) -> tuple["Dataset", "Elements"]:
-        elements, _, charset = self._elements(start, self.source.size, explicit, self.little, "iso8859", 0, top=True)
-        return self._made(elements, explicit, self.little, charset, "iso8859"), elements
+    def top(self, start: int, explicit: bool, little: bool) -> tuple["Dataset", "Elements"]:
+        """The data set that begins at `start`, and the dict that it is made of."""
+        scope = _Scope(explicit, little, "iso8859")
+        elements, _, charset = self._elements(start, self.source.size, scope, top=True)
+        return self._made(elements, scope, charset), elements
 
-    def _made(
-        self, elements: "Elements", explicit: bool, little: bool, charset: str | list[str], parent: str | list[str]
-    ) -> "Dataset":
-        dataset = self._dataset(elements, parent_encoding=parent)
-        dataset.set_original_encoding(not explicit, little, charset)
+    def _made(self, elements: "Elements", scope: _Scope, charset: str | list[str]) -> "Dataset":
+        dataset = self._dataset(elements, parent_encoding=scope.charset)
+        dataset.set_original_encoding(not scope.explicit, scope.little, charset)
         return dataset
 
     def _cut(self, end: int) -> Refusal:
@@ -163,84 +174,90 @@ class _Parser:
         """What it means that something is no element."""
         return refused(Reason.UNREADABLE if self.pixels is None else Reason.TRAILING_BYTES)
 
+    def _spend(self) -> None:
+        self._count += 1
+        if self._count > MAX_ELEMENTS:
+            raise refused(Reason.TOO_LARGE)
+
     def _elements(
         self,
         position: int,
         end: int,
-        explicit: bool,
-        little: bool,
-        charset: str | list[str],
-        depth: int,
+        scope: _Scope,
         *,
         group: int | None = None,  # stop before another group
-        top: bool = False,
+        top: bool = False,  # the data set itself: here is the pixel data
         delimited: bool = False,  # an item of undefined length: it ends with a delimiter
     ) -> tuple["Elements", int, str | list[str]]:
         """Elements from `position` to `end`, where they end, and their character set."""
-        short = struct.Struct("<HHI" if little else ">HHI").unpack_from
         found: Elements = {}
         last = -1
         while position < end:
-            if end - position < 8:
-                raise self._cut(end)
-            head = self.source.at(position, min(12, end - position))
-            number, element, length = short(head)
-            tag = number << 16 | element
-            if group is not None and number != group:
+            tag, vr, length, value_at = self._head(position, end, scope)
+            if group is not None and tag >> 16 != group:
                 break
             if delimited and tag == _ITEM_END:
-                return found, position + 8, charset
-            self._count += 1
-            if self._count > MAX_ELEMENTS:
-                raise refused(Reason.TOO_LARGE)
-            if number == 0xFFFE or tag in found or (top and self.pixels is not None and tag <= last):
+                return found, value_at, scope.charset
+            self._spend()
+            twice = tag in found or (top and self.pixels is not None and tag <= last)
+            if vr is None or twice or tag >> 16 == 0xFFFE:
                 raise self._junk()
             last = tag
-            vr, size = b"", 8
-            if explicit:
-                vr = head[4:6]
-                if vr in _LONG:
-                    if len(head) < 12:
-                        raise self._cut(end)
-                    size, length = 12, struct.unpack_from("<I" if little else ">I", head, 8)[0]
-                elif vr in _SHORT:
-                    length = struct.unpack_from("<H" if little else ">H", head, 6)[0]
-                else:
-                    raise self._junk()
-            value_at = position + size
             if length != _UNDEFINED and value_at + length > end:
                 raise self._cut(end)
             if top and tag == _PIXEL_DATA:
-                position = self._pixel_data(value_at, end, length, vr, little)
+                position = self._pixel_data(value_at, end, length, vr, scope.little)
                 continue
-            name = vr.decode() if explicit and vr != b"UN" else self._vr(tag)
-            if name == "SQ" or (length == _UNDEFINED and name not in ("OB", "OW", "OB or OW")):
-                if name not in ("SQ", "UN"):
-                    raise self._junk()
-                position = self._add_sequence(found, tag, value_at, end, length, explicit, little, charset, depth)
-                continue
-            if length == _UNDEFINED:  # encapsulated pixels of an icon: walked over, not kept
-                _, position = self._fragments(value_at, end, little)
-                found[self._tag(tag)] = self._raw(self._tag(tag), name, 0, b"", value_at, not explicit, little)
-                continue
-            position = value_at + length
-            if name == "UN" and length >= 8 and self._begins_item(value_at):
-                try:
-                    self._add_sequence(found, tag, value_at, position, length, explicit, little, charset, depth)
-                    continue
-                except Refusal as refusal:
-                    if refusal.reason in (Reason.DEEP_NESTING, Reason.TOO_LARGE):
-                        raise
-            value = self._value(value_at, length)
-            order = little or vr == b"UN"  # UN holds what the little-endian writer before it wrote
-            found[self._tag(tag)] = self._raw(
-                self._tag(tag), name, len(value), value or self._empty(name, raw=True), value_at, not explicit, order
-            )
+            position = self._add(found, tag, vr, length, value_at, end, scope)
             if tag == _CHARSET:
-                charset = _charset(value)
+                scope = replace(scope, charset=_charset(found[tag].value))
         if delimited:
             raise self._cut(end)
-        return found, position, charset
+        return found, position, scope.charset
+
+    def _head(self, position: int, end: int, scope: _Scope) -> tuple[int, bytes | None, int, int]:
+        """(tag, representation, length of the value, its place). Implicit: empty; None: it is none that exists."""
+        if end - position < 8:
+            raise self._cut(end)
+        order = "<" if scope.little else ">"
+        head = self.source.at(position, min(12, end - position))
+        number, element, length = struct.unpack_from(f"{order}HHI", head)
+        tag, vr = number << 16 | element, head[4:6]
+        if not scope.explicit or number == 0xFFFE:
+            return tag, b"", length, position + 8
+        if vr in _SHORT:
+            return tag, vr, struct.unpack_from(f"{order}H", head, 6)[0], position + 8
+        if vr in _LONG:
+            if len(head) < 12:
+                raise self._cut(end)
+            return tag, vr, struct.unpack_from(f"{order}I", head, 8)[0], position + 12
+        return tag, None, 0, position + 8
+
+    def _add(self, found: "Elements", tag: int, vr: bytes, length: int, value_at: int, end: int, scope: _Scope) -> int:
+        """Add an element other than the pixel data; returns where it ends."""
+        unknown = vr in (b"UN", b"")
+        name = self._vr(tag) if unknown else vr.decode()
+        if name == "SQ" or (length == _UNDEFINED and name == "UN"):
+            return self._add_sequence(found, tag, value_at, end, length, scope)
+        key = self._tag(tag)
+        if length == _UNDEFINED:
+            if not name.startswith("O"):
+                raise self._junk()
+            end = self._fragments(value_at, end, scope.little)[1]  # the pixels of an icon: walked over, not kept
+            found[key] = self._raw(key, name, 0, None, value_at, not scope.explicit, scope.little)
+            return end
+        end = value_at + length
+        if name == "UN" and length >= 8 and self._begins_item(value_at):
+            try:
+                return self._add_sequence(found, tag, value_at, end, length, scope)
+            except Refusal as refusal:
+                if refusal.reason in (Reason.DEEP_NESTING, Reason.TOO_LARGE):
+                    raise
+        value = self._value(value_at, length)
+        little = scope.little or unknown  # UN holds what a little-endian writer had written (PS3.5 6.2.2)
+        shown = value or self._empty(name, raw=True)
+        found[key] = self._raw(key, name, len(value), shown, value_at, not scope.explicit, little)  # type: ignore[arg-type]
+        return end
 
     def _vr(self, tag: int) -> str:
         """The representation by the dictionary (PS3.6); UN for what it does not know."""
@@ -264,57 +281,43 @@ class _Parser:
     def _begins_item(self, position: int) -> bool:
         return self.source.at(position, 4) in (b"\xfe\xff\x00\xe0", b"\xff\xfe\xe0\x00")
 
-    def _add_sequence(
-        self,
-        found: "Elements",
-        tag: int,
-        position: int,
-        end: int,
-        length: int,
-        explicit: bool,
-        little: bool,
-        charset: str | list[str],
-        depth: int,
-    ) -> int:
-        """Add a sequence that begins at `position`; returns where it ends."""
-        if depth >= MAX_DEPTH:
+    def _add_sequence(self, found: "Elements", tag: int, position: int, end: int, length: int, scope: _Scope) -> int:
+        """Add a sequence whose value begins at `position`; returns where it ends."""
+        if scope.depth >= MAX_DEPTH:
             raise refused(Reason.DEEP_NESTING)
         open_ended = length == _UNDEFINED
         end = end if open_ended else position + length
+        little = self._item_order(position, end, scope.little)
         items: list[Dataset] = []
-        little = self._item_order(position, end, little)
-        unpack = struct.Struct("<HHI" if little else ">HHI").unpack
         while position < end:
-            if end - position < 8:
-                raise self._cut(end)
-            number, element, size = unpack(self.source.at(position, 8))
-            mark = number << 16 | element
+            mark, size = self._mark(position, end, little)
             position += 8
             if open_ended and mark == _SEQUENCE_END:
                 open_ended = False
                 break
+            inside = size == _UNDEFINED
+            item_end = end if inside else position + size
             if mark != _ITEM:
                 raise self._junk()
-            inside = size == _UNDEFINED
-            if not inside and position + size > end:
+            if item_end > end:
                 raise self._cut(end)
-            self._count += 1
-            item_explicit = self._item_explicit(position, end if inside else position + size, explicit)
-            content, position, own = self._elements(
-                position,
-                end if inside else position + size,
-                item_explicit,
-                little,
-                charset,
-                depth + 1,
-                delimited=inside,
-            )
-            items.append(self._made(content, item_explicit, little, own, charset))
+            self._spend()
+            explicit = self._item_explicit(position, item_end, scope.explicit)
+            own = _Scope(explicit, little, scope.charset, scope.depth + 1)
+            content, position, charset = self._elements(position, item_end, own, delimited=inside)
+            items.append(self._made(content, own, charset))
         if open_ended:
             raise self._cut(end)
         key = self._tag(tag)
         found[key] = self._element(key, "SQ", self._sequence(items))
         return position
+
+    def _mark(self, position: int, end: int, little: bool) -> tuple[int, int]:
+        """(tag, length) of an item or delimiter."""
+        if end - position < 8:
+            raise self._cut(end)
+        number, element, length = struct.unpack("<HHI" if little else ">HHI", self.source.at(position, 8))
+        return number << 16 | element, length
 
     def _item_order(self, position: int, end: int, little: bool) -> bool:
         """Byte order of a sequence's items: that of the file, but little endian in UN (PS3.5 6.2.2), as it looks."""
@@ -339,12 +342,10 @@ class _Parser:
 
     def _fragments(self, position: int, end: int, little: bool) -> tuple[tuple[tuple[int, int], ...], int]:
         """The items of encapsulated pixel data (PS3.5 A.4) without the first, its offset table; and where they end."""
-        unpack = struct.Struct("<HHI" if little else ">HHI").unpack
         found: list[tuple[int, int]] = []
-        while end - position >= 8:
-            number, element, length = unpack(self.source.at(position, 8))
+        while True:
+            mark, length = self._mark(position, end, little)
             position += 8
-            mark = number << 16 | element
             if mark == _SEQUENCE_END:
                 return tuple(found[1:]), position
             if mark != _ITEM or length == _UNDEFINED:
@@ -355,13 +356,14 @@ class _Parser:
             position += length
             if len(found) > MAX_FRAGMENTS:
                 raise refused(Reason.TOO_LARGE)
-        raise self._cut(end)
 
 
-def _charset(value: bytes) -> str | list[str]:
+def _charset(value: Any) -> str | list[str]:
     """Python's names of the character sets in (0008,0005); the default for what is no DICOM character set."""
     from pydicom.charset import convert_encodings, python_encoding
 
+    if not isinstance(value, bytes):  # absent, or a sequence
+        return "iso8859"
     words = [word.strip() for word in value.rstrip(b"\0 ").decode("latin-1").split("\\")]
     try:
         found = convert_encodings(words)

@@ -122,10 +122,8 @@ def native_frames(
     swapped = not layout.little and layout.allocated == 8 and layout.element.words
     for index in indices:
         at = start + index * size
-        if swapped:
-            content = _unswapped(source, start, at, size, layout.element.length)
-        else:
-            content = source.array(at, size)
+        pairs = _unswapped(source, start, at, size, layout.element.length) if swapped else None
+        content = source.array(at, size) if pairs is None else pairs
         yield index, finish(layout, shaped(layout, content))
 
 
@@ -177,8 +175,8 @@ def _looked_up(values: NDArray, table: NDArray[np.uint8]) -> NDArray[np.uint8]:
     if values.dtype != np.uint8:
         return np.take(table, values, axis=0)
     if table.ndim == 2:  # a palette; three equal channels through three tables is OpenCV's quick way
-        return cv2.LUT(cv2.merge([values] * 3), table.reshape(1, 256, 3))
-    return cv2.LUT(values, table)
+        return np.asarray(cv2.LUT(cv2.merge([values] * 3), table.reshape(1, 256, 3)), np.uint8)
+    return np.asarray(cv2.LUT(values, table), np.uint8)
 
 
 def to_rgb(ybr: NDArray[np.uint8], partial: bool = False) -> NDArray[np.uint8]:
@@ -188,7 +186,7 @@ def to_rgb(ybr: NDArray[np.uint8], partial: bool = False) -> NDArray[np.uint8]:
     matrix[:, 0], matrix[:, 1], matrix[:, 2] = luma, chroma * _CB, chroma * _CR
     matrix[:, 3] = -luma * black - 128 * (matrix[:, 1] + matrix[:, 2])
     # In floats: OpenCV's way with bytes is coarser, and one level off in 4 % of all values.
-    rgb = cv2.transform(ybr.astype(np.float32), matrix.astype(np.float32))
+    rgb: NDArray = cv2.transform(ybr.astype(np.float32), matrix.astype(np.float32))
     np.clip(rgb, 0, 255, out=rgb)
     rgb += 0.5
     return rgb.astype(np.uint8)

@@ -89,7 +89,7 @@ class Source:
         if self._fd is None:
             return np.frombuffer(self._window, np.uint8, length, position).copy()
         out = np.empty(length, np.uint8)
-        view, done = memoryview(out), 0
+        view, done = memoryview(out.data), 0
         while done < length:
             got = os.preadv(self._fd, [view[done:]], position + done)
             if got <= 0:

@@ -32,6 +32,8 @@ def test_the_commands_of_the_page_run_as_printed(tmp_path):
     for number in range(2):
         ultrasound(f"docs {number}").write(tmp_path / "scans" / f"patient {number}" / "IM1.dcm")
     (tmp_path / "scans" / "list.txt").write_text("names")
+    whole = (tmp_path / "scans" / "patient 0" / "IM1.dcm").read_bytes()
+    (tmp_path / "scans" / "patient 0" / "IM2.dcm").write_bytes(whole[: len(whole) // 2])
     blocks = [text for skip, kind, text in _BLOCK.findall(PAGE) if kind == "bash" and not skip]
     lines = [line for block in blocks for line in block.splitlines()]
     assert len(lines) >= 7

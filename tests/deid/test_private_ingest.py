@@ -1,6 +1,7 @@
 """From a hospital's folder to a lake: what gets in, under which names, and what stays out with which reason."""
 
 import json
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +144,15 @@ def test_the_audit_has_a_line_for_every_item_and_no_name(done: tuple[Lake, Inges
     states = sorted(record["state"] for record in records)
     assert states == ["accepted"] * 5 + ["quarantined"] * 2 + ["rejected"]
     assert not list((place / "area/site_a/temp").iterdir())
+
+
+def test_no_trace_of_the_machine_or_the_time_stays_in_the_lake(done: tuple[Lake, IngestReport, Path]) -> None:
+    lake, _, _ = done
+    locks = [path for path in lake.root.rglob("*.lock")]
+    assert locks and not [path for path in locks if path.read_bytes()]
+    for path in lake.root.rglob("*"):
+        if path.is_file():
+            assert platform.node().encode() not in path.read_bytes() or len(platform.node()) < 4
 
 
 def test_shards_are_not_in_the_order_of_names(done: tuple[Lake, IngestReport, Path]) -> None:

@@ -55,7 +55,7 @@ def test_nesting_beyond_the_limit_is_refused_and_not_recursed() -> None:
 
 def test_a_sequence_that_is_none_is_counted_and_passed_over() -> None:
     dataset = header()
-    raw(dataset, 0x00081115, "SQ", b"\xfe\xff\x00\xe0\xff\xff\x00\x00Bergerdorff")
+    raw(dataset, 0x00081115, "SQ", b"\x01\x02")
     raw(dataset, 0x00081140, "SQ", b"")
     assert actions(dataset).count(Action.UNREADABLE_REMOVED) == 1
 

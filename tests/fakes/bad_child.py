@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+from pathlib import Path
 from typing import BinaryIO
 
 from ingest.deid.child import _limit
@@ -76,8 +77,7 @@ def lie(stream: BinaryIO) -> None:
 
 def leave_file(stream: BinaryIO) -> None:
     """Die with a temporary file lying around."""
-    with open(f"{os.environ['TMPDIR']}/frame", "wb") as file:
-        file.write(b"pixels")
+    Path(os.environ["TMPDIR"], "frame").write_bytes(b"pixels")
     os._exit(1)
 
 

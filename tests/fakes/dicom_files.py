@@ -1,8 +1,8 @@
 """Synthetic DICOM ultrasound files in many encodings. Nothing in them comes from a patient.
 
-    write_dicom(tmp_path / "a.dcm", echo_rgb())
-    write_dicom(tmp_path / "b.dcm", [frame, frame], syntax="rle", PatientName="Somebody^Else")
-    write_dicom(tmp_path / "c.dcm", grey16, stored=12, change=lambda dataset: dataset.add_new(0x00091001, "LO", "x"))
+write_dicom(tmp_path / "a.dcm", echo_rgb())
+write_dicom(tmp_path / "b.dcm", [frame, frame], syntax="rle", PatientName="Somebody^Else")
+write_dicom(tmp_path / "c.dcm", grey16, stored=12, change=lambda dataset: dataset.add_new(0x00091001, "LO", "x"))
 """
 
 import io
@@ -48,7 +48,8 @@ ROOT = "1.2.826.0.1.3680043.10.1"  # UIDs of the fakes begin with it
 @contextmanager
 def quiet_reader() -> Iterator[None]:
     """`quiet_pydicom` for a test: what it changes in this process is put back."""
-    names = ("convert_wrong_length_to_UN", "replace_un_with_known_vr", "INVALID_KEYWORD_BEHAVIOR", "INVALID_KEY_BEHAVIOR")
+    names = ["convert_wrong_length_to_UN", "replace_un_with_known_vr"]
+    names += ["INVALID_KEYWORD_BEHAVIOR", "INVALID_KEY_BEHAVIOR"]
     before = {name: getattr(config, name) for name in names}
     modes = config.settings.reading_validation_mode, config.settings.writing_validation_mode
     loggers = [(log, log.level, log.propagate) for log in map(logging.getLogger, dicom._LOGGERS)]
@@ -240,7 +241,7 @@ def _compressed(dataset: Dataset, pictures: list[NDArray[Any]], syntax: str) -> 
 
 
 def _by_pydicom(dataset: Dataset, picture: NDArray[Any], syntax: str) -> bytes:
-    """One frame's code stream by an encoder of pydicom's, which is told of no other bits and colours than it must be."""
+    """One frame's code stream by an encoder of pydicom's, which is told no more of bits and colours than it must."""
     stored = dataset.BitsAllocated if syntax == "rle" else dataset.BitsStored
     one = _described([picture], None, 0, stored, None, bool(dataset.PixelRepresentation))
     if syntax == "jpeg_2000" and dataset.PhotometricInterpretation == "RGB":

@@ -207,7 +207,9 @@ class _Speckle:
 
     def __init__(self, rng: np.random.Generator, draw: dict[str, Any]) -> None:
         self.rng, self.gain = rng, draw["gain"]
-        coarse = cv2.resize(rng.random((9, 9)).astype(np.float32), (self.BEAMS, self.ROWS), interpolation=cv2.INTER_CUBIC)
+        coarse = cv2.resize(
+            rng.random((9, 9)).astype(np.float32), (self.BEAMS, self.ROWS), interpolation=cv2.INTER_CUBIC
+        )
         self.tissue = 0.25 + 0.9 * np.clip(coarse, 0, 1)
         for _ in range(int(rng.integers(1, 4))):  # cysts and vessels: no echo
             centre = (int(rng.integers(40, self.BEAMS - 40)), int(rng.integers(60, self.ROWS - 60)))
@@ -307,7 +309,7 @@ class _Ink:
         self.canvas[bar, x1 + 6 : x1 + 6 + max(6, width // 70)] = ramp
         self._note((x1 + 6, bar.start, x1 + 6 + max(6, width // 70), bar.stop), "", "bar")
         time = np.arange(x0, x1)
-        beat = y1 + (height - y1) * (0.55 - 0.4 * np.exp(-(((time - x0) % (width // 6) - 20) / 3.0) ** 2))
+        beat = y1 + (height - y1) * (0.55 - 0.4 * np.exp(-((((time - x0) % (width // 6) - 20) / 3.0) ** 2)))
         line = np.stack([time, beat], axis=1).astype(np.int32)
         cv2.polylines(self.canvas, [line], False, (80, 255, 80) if self.colour else (180, 180, 180), 1, cv2.LINE_AA)
         self._note((x0, y1, x1, height), "", "ecg")

@@ -99,7 +99,7 @@ def same_twice(work: Path) -> str:
     os.kill(first, signal.SIGCONT)
     assert kills.ended(first) == 0
     kills.assert_same(lake, want, "both through")
-    assert f"process {first} on " in (work / "log").read_text()
+    assert f"process {first}, since " in (work / "log").read_text()
     return "refused"
 
 
@@ -112,8 +112,8 @@ def test_the_note_in_a_lock_file_is_that_of_its_last_holder_and_hinders_nobody(t
     path = lake.root / ".staging" / "mine.lock"
     path.write_text("process 1 on nowhere, since long ago; it was killed")
     with only_ingest(lake, "mine"):
-        assert path.read_text().startswith(f"process {os.getpid()} on ")
-        with pytest.raises(LakeError, match=f"process {os.getpid()} on .*, since 20"), only_ingest(lake, "mine"):
+        assert path.read_text().startswith(f"process {os.getpid()}, since ")
+        with pytest.raises(LakeError, match=f"process {os.getpid()}, since 20"), only_ingest(lake, "mine"):
             pass
     with only_ingest(lake, "mine"), only_ingest(lake, "other"):
         pass

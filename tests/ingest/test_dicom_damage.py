@@ -91,7 +91,8 @@ def _mutated(content, draw, number):
         for _ in range(draw.randint(1, 4)):
             data[draw.randrange(132, min(len(data), 1100))] = draw.choice((0, 1, 0x7F, 0x80, 0xFE, 0xFF))
     elif kind == 2:  # another representation
-        places = [at for at in range(132, len(data) - 2) if data[at : at + 2] in (b"US", b"UI", b"IS", b"CS", b"SQ", b"OW")]
+        known = (b"US", b"UI", b"IS", b"CS", b"SQ", b"OW")
+        places = [at for at in range(132, len(data) - 2) if data[at : at + 2] in known]
         if places:
             at = draw.choice(places)
             data[at : at + 2] = draw.choice((b"SQ", b"UN", b"OB", b"DS", b"FD", b"UT", b"PN", b"XX", b"\0\0", b"AT"))

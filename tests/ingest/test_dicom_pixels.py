@@ -1,5 +1,7 @@
 """DICOM pixels: the same picture in every encoding gives the same grey or RGB, converted exactly once."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from fakes.dicom_files import (
@@ -107,7 +109,8 @@ def test_monochrome1_is_inverted(tmp_path):
 @pytest.mark.parametrize("syntax", ["explicit", "implicit", "big_endian", "rle"])
 def test_signed_values_keep_their_order(tmp_path, syntax):
     values = np.array([[-32768, -1, 0, 32767]], np.int16)
-    assert frames_of(write_dicom(tmp_path / "a", values, syntax=syntax, signed=True))[0].tolist() == [[0, 127, 128, 255]]
+    path = write_dicom(tmp_path / "a", values, syntax=syntax, signed=True)
+    assert frames_of(path)[0].tolist() == [[0, 127, 128, 255]]
     twelve = np.array([[-2048, -1, 0, 2047]], np.int16)
     path = write_dicom(tmp_path / "a", twelve, syntax=syntax, signed=True, stored=12)
     assert frames_of(path)[0].tolist() == [[0, 127, 128, 255]]
@@ -136,7 +139,8 @@ def test_stored_bits_may_lie_higher_up_with_other_bits_below(tmp_path):
 
 def test_fewer_than_8_stored_bits_are_stretched(tmp_path):
     values = np.arange(16, dtype=np.uint8).reshape(2, 8)
-    assert frames_of(write_dicom(tmp_path / "a", values | 0x50, stored=4))[0].ravel().tolist() == list(range(0, 256, 17))
+    found = frames_of(write_dicom(tmp_path / "a", values | 0x50, stored=4))
+    assert found[0].ravel().tolist() == list(range(0, 256, 17))
 
 
 # Colours
@@ -179,13 +183,13 @@ def test_a_palette_gives_its_colours_in_every_syntax_and_width(tmp_path):
                 index,
                 photometric="PALETTE COLOR",
                 syntax=syntax,
-                change=lambda dataset, b=bits, e=entries: _with_palette(dataset, e, b, syntax),
+                change=partial(_with_palette, entries=entries, bits=bits, syntax=syntax),
             )
             np.testing.assert_array_equal(frames_of(path)[0], table[index], err_msg=f"{syntax} {bits}")
 
 
-def _with_palette(dataset, entries, bits, syntax, first=0):
-    add_palette(dataset, entries, first=first, bits=bits)
+def _with_palette(dataset, entries, bits, syntax):
+    add_palette(dataset, entries, bits=bits)
     if syntax == "big_endian":  # pydicom writes bytes of OW as they are
         for element in (dataset[tag] for tag in (0x00281201, 0x00281202, 0x00281203)):
             element.value = np.frombuffer(element.value, "u2").byteswap().tobytes()
@@ -204,9 +208,8 @@ def test_a_palette_that_begins_at_a_later_value_repeats_its_ends(tmp_path):
 def test_a_palette_of_signed_values_may_begin_below_zero(tmp_path):
     index = np.array([[-3, -2, -1, 0]], np.int16)
     table = np.array([[10] * 3, [20] * 3, [30] * 3], np.uint16) * 257
-    path = write_dicom(
-        tmp_path / "a", index, signed=True, photometric="PALETTE COLOR", change=lambda d: add_palette(d, table, first=-2)
-    )
+    change = partial(add_palette, table=table, first=-2)
+    path = write_dicom(tmp_path / "a", index, signed=True, photometric="PALETTE COLOR", change=change)
     assert frames_of(path)[0][0, :, 0].tolist() == [10, 10, 20, 30]
 
 
@@ -338,14 +341,16 @@ def test_offset_tables_may_be_empty_or_lie(tmp_path, table, syntax):
         dataset.add_new(0x7FE00001, "OV", b"\x01" * 24)  # an extended table that lies
         dataset.add_new(0x7FE00002, "OV", b"\x01" * 8)
 
-    np.testing.assert_array_equal(frames_of(write_dicom(tmp_path / "b", pictures, syntax=syntax, change=change)), wanted)
+    path = write_dicom(tmp_path / "b", pictures, syntax=syntax, change=change)
+    np.testing.assert_array_equal(frames_of(path), wanted)
 
 
 def test_a_frame_may_be_cut_into_fragments(tmp_path):
     for syntax in ("jpeg", "jpeg_2000", "jpeg_ls"):
         pictures = [echo_grey(seed=seed) for seed in range(3)]
         whole = write_dicom(tmp_path / "a", pictures, syntax=syntax)
-        pieces = [f[at : at + 100] for f in fragments_of(dcmread(whole)) for at in range(0, len(f), 100)]
+        frames = fragments_of(dcmread(whole))
+        pieces = [frame[at : at + 100] for frame in frames for at in range(0, len(frame), 100)]
         path = write_dicom(tmp_path / "b", pictures, syntax=syntax, fragments=[*pieces, b""])
         np.testing.assert_array_equal(frames_of(path), frames_of(whole))
 
@@ -433,15 +438,17 @@ def test_a_missing_plugin_isrenamed_components(tmp_path, monkeypatch, syntax, wa
 def test_rle_and_jpeg_2000_are_the_same_through_whichever_plugin_is_there(tmp_path, monkeypatch):
     from pydicom.pixels.decoders.base import Decoder
 
-    for syntax, others in (("rle", ("pydicom",)), ("jpeg_2000", ("pillow",)), ("jpeg_2000", ("gdcm",)), ("jpeg_ls", ("gdcm",))):
+    for syntax, other in (("rle", "pydicom"), ("jpeg_2000", "pillow"), ("jpeg_2000", "gdcm"), ("jpeg_ls", "gdcm")):
         for picture in (echo_rgb(), echo_grey()):
             path = write_dicom(tmp_path / "a", picture, syntax=syntax)
             with monkeypatch.context() as patch:
-                patch.setattr(Decoder, "available_plugins", others)
-                np.testing.assert_array_equal(frames_of(path), [picture], err_msg=f"{syntax} {others}")
+                patch.setattr(Decoder, "available_plugins", (other,))
+                np.testing.assert_array_equal(frames_of(path), [picture], err_msg=f"{syntax} {other}")
 
 
-@pytest.mark.parametrize("uid", ["1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.110", "1.2.840.113619.5.2", "1.2.3", "x"])
+@pytest.mark.parametrize(
+    "uid", ["1.2.840.10008.1.2.4.94", "1.2.840.10008.1.2.4.110", "1.2.840.113619.5.2", "1.2.3", "x"]
+)
 def test_a_syntax_that_nobody_decodes_is_refused(tmp_path, uid):
     assert reason(write_dicom(tmp_path / "a", echo_grey(), syntax=uid)) == "transfer_syntax"
 

@@ -1,7 +1,7 @@
 """Video syntaxes: the stream is read from a private file that is gone before the first frame."""
 
-import os
 import tempfile
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -65,14 +65,15 @@ def test_the_temporary_file_is_private_and_gone_before_the_first_frame(tmp_path,
     opened = cv2.VideoCapture
 
     def watched(path, *rest):
-        seen.append((os.stat(path).st_mode & 0o777, os.stat(os.path.dirname(path)).st_mode & 0o777, path))
+        file = Path(path)
+        seen.append((file.stat().st_mode & 0o777, file.parent.stat().st_mode & 0o777, file))
         return opened(path, *rest)
 
     monkeypatch.setattr(cv2, "VideoCapture", watched)
     frames = read_frames(open_dicom(video(tmp_path, stream(tmp_path, ".mp4", "mp4v"))), range(FRAMES))
     next(frames)
     ((file, folder, path),) = seen
-    assert (file, folder) == (0o600, 0o700) and not os.path.exists(path)
+    assert (file, folder) == (0o600, 0o700) and not path.exists()
     frames.close()
 
 
