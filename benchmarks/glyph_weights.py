@@ -4,13 +4,12 @@ Run: python benchmarks/glyph_weights.py --real /path/to/sample/data [--write ing
 The real pictures are the project's sample set (public, looked at one by one; those that show callipers or text are left
 out by name). Every second pair of pictures is for fitting, the others are for the rates that are printed; the same seed
 gives the same weights on the same machine. A head is a logistic score, linear in the logarithms of a window's pooled
-steps and of their median and 95th percentile over the picture: 49 numbers. Each round adds the clean windows that
-score highest.
+steps and of what is usual in the picture. Each round adds the clean windows that score highest.
 """
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fakes.burned_text import COLOURS, MARKS, WORDS, Frame, Style, cover, draw_mark, draw_text, fonts, mark_cover
 from fakes.scans import KINDS, draw_screen
 
-from ingest.deid.glyphs_maps import CELL, QUICK, Steps, chroma, grey, half_mask, logs, reference
+from ingest.deid.glyphs_maps import CELL, CHANNELS, QUICK, USUAL, Steps, grey, logs, reference
 from ingest.phantom import plan, render
 
 HEADS = {"small": (2, 2), "word": (2, 4)}  # windows, in cells
@@ -32,6 +31,7 @@ HEIGHTS = (7, 9, 11, 14, 18, 24, 32, 40)
 SHORT = ("M1", "LK", "1", "2", "R", "A", "Rt", "D1", "3.2", "LOV")
 LOOKS = (*COLOURS, "outlined", "half", "boxed")
 # Pictures of the sample set in whose scan area text, callipers or a mark stand, or whose area the mask here misses
+KINDS_OF_INK = ("word", "short", "mark", "menu")
 TEXT = ("benign (11).png", "benign (34).png", "benign (4).png", "benign (6).png", "malignant (13).png")
 ROUNDS, PENALTY = 4, 10.0  # of adding hard windows; of squared standardised weights
 
@@ -60,7 +60,7 @@ class Case:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
-# --- clean scan areas -------------------------------------------------------------------------------------------------
+# --- clean scan areas -----------------------------------------------------------------------------------------------
 
 
 def tissue_mask(frame: Frame, margin: int, level: int = 8) -> Mask:
@@ -156,26 +156,16 @@ def drawn_areas() -> Iterator[tuple[str, Frame, Mask]]:
     for kind in KINDS:
         for seed in range(10):
             jpeg = None if seed % 2 else 90
-            screen = draw_screen(kind, 100 + seed, sizes[seed % 3], colour=bool(seed % 4 // 2), jpeg=jpeg, doppler=seed > 7)
+            screen = draw_screen(
+                kind, 100 + seed, sizes[seed % 3], colour=bool(seed % 4 // 2), jpeg=jpeg, doppler=seed > 7
+            )
             yield "screens", screen.frames[0], shrunk(screen.truth, 3)
     for spec in plan(1000, 7)[::28]:
         image = render(spec).image
         yield "phantom", image, tissue_mask(image, 5)
 
 
-def flow(frame: Frame, rng: np.random.Generator) -> Frame:
-    """`frame` with colour flow: red and blue blobs with the crisp rim that scanners leave, yellow and cyan inside."""
-    luma = grey(frame)
-    field_ = cv2.resize(rng.normal(size=(6, 6)).astype(np.float32), luma.shape[::-1], interpolation=cv2.INTER_CUBIC)
-    grain = cv2.GaussianBlur(rng.normal(size=luma.shape).astype(np.float32), (0, 0), 2.0)
-    speed = np.clip(np.abs(field_) * 160 + grain * 250, 0, 255)
-    shown = np.abs(field_) + 0.4 * grain > 1.0
-    hot = np.stack([np.clip(speed + 60, 0, 255), np.clip(speed - 90, 0, 255), np.zeros_like(speed)], -1)
-    colour = np.where((field_ > 0)[..., None], hot, hot[..., ::-1])
-    return np.where(shown[..., None], colour, np.stack([luma] * 3, -1)).astype(np.uint8)
-
-
-# --- what is drawn on them ----------------------------------------------------------------------------------------------
+# --- what is drawn on them ------------------------------------------------------------------------------------------
 
 
 def word(rng: np.random.Generator, words: tuple[str, ...], heights: tuple[int, ...]) -> tuple[str, Style, str]:
@@ -229,7 +219,11 @@ def burn(rng: np.random.Generator, frame: Frame, mask: Mask, kind: str) -> tuple
     contrast, colour = plainness(out, ink)
     if contrast < 40 and colour < 90:
         return None
-    return out, ink, {"look": look, "height": style.height, "font": Path(style.font).stem, "contrast": contrast, "chroma": colour}
+    return (
+        out,
+        ink,
+        {"look": look, "height": style.height, "font": Path(style.font).stem, "contrast": contrast, "chroma": colour},
+    )
 
 
 def plainness(frame: Frame, ink: Mask) -> tuple[float, float]:
@@ -240,7 +234,7 @@ def plainness(frame: Frame, ink: Mask) -> tuple[float, float]:
     return abs(float(np.median(luma[ink]) - luma[ring].mean())), float(np.median(colour[ink]) - colour[ring].mean())
 
 
-# --- windows ------------------------------------------------------------------------------------------------------------
+# --- windows --------------------------------------------------------------------------------------------------------
 
 
 def variants(rng: np.random.Generator, frame: Frame, mask: Mask) -> Iterator[tuple[Frame, Mask, int | None]]:
@@ -265,7 +259,7 @@ def jpeg(frame: Frame, quality: int | None) -> Frame:
 
 
 def windows(case: Case, plane: Frame, mask: Mask, ink: Mask | None) -> Case:
-    """Fills `case.windows` from one plane (grey or chroma)."""
+    """Fills `case.windows` from the grey picture."""
     steps = Steps(mask)
     cells = steps.all(plane)
     for name, (rows, columns) in HEADS.items():
@@ -273,7 +267,11 @@ def windows(case: Case, plane: Frame, mask: Mask, ink: Mask | None) -> Case:
         if found is None:
             continue
         values, places = found
-        sums = cv2.integral(ink.astype(np.uint8)) if ink is not None else np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), int)
+        sums = (
+            cv2.integral(ink.astype(np.uint8))
+            if ink is not None
+            else np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), int)
+        )
         y, x = places.T * CELL
         y1, x1 = y + rows * CELL, x + columns * CELL
         under = sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x]
@@ -281,8 +279,8 @@ def windows(case: Case, plane: Frame, mask: Mask, ink: Mask | None) -> Case:
     return case
 
 
-def cases(areas: list[Clean], plane: Callable[[Frame], Frame], *, colour: bool, seed: int = 5) -> Iterator[Case]:
-    """Clean and burned pictures as windows. `colour`: on RGB frames, tinted or with flow; only coloured ink counts."""
+def cases(areas: list[Clean], seed: int = 5) -> Iterator[Case]:
+    """Clean and burned pictures as windows. A menu is ten words: much text must not hide itself in what is usual."""
     rng = np.random.default_rng(seed)
     for area in areas:
         ys, xs = np.nonzero(area.mask)
@@ -290,34 +288,24 @@ def cases(areas: list[Clean], plane: Callable[[Frame], Frame], *, colour: bool, 
             continue
         cut = (slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1))
         for frame, mask, quality in variants(rng, np.ascontiguousarray(area.frame[cut]), area.mask[cut]):
-            base = coloured(rng, frame) if colour else grey(frame)
-            seen = half_mask(mask) if colour else mask
-            yield windows(Case(area.name, area.fit, "clean"), plane(jpeg(base, quality)), seen, None)
-            for kind in ("word", "short", "mark"):
-                burned = burn(rng, base, mask, kind)
-                if burned is None or (colour and burned[2]["chroma"] < 90):
-                    continue
-                ink = cv2.resize(burned[1].astype(np.uint8), seen.shape[::-1], interpolation=cv2.INTER_AREA) > 0 if colour else burned[1]
-                facts = burned[2] | {"jpeg": quality}
-                yield windows(Case(area.name, area.fit, kind, facts=facts), plane(jpeg(burned[0], quality)), seen, ink)
+            base = grey(frame)
+            yield windows(Case(area.name, area.fit, "clean"), jpeg(base, quality), mask, None)
+            for kind in KINDS_OF_INK:
+                burned = burn(rng, base, mask, "word" if kind == "menu" else kind)
+                for _ in range(9 if burned and kind == "menu" else 0):
+                    more = burn(rng, burned[0], mask, "word")
+                    burned = (more[0], burned[1] | more[1], burned[2]) if more else burned
+                if burned:
+                    case = Case(area.name, area.fit, kind, facts=burned[2] | {"jpeg": quality})
+                    yield windows(case, jpeg(burned[0], quality), mask, burned[1])
 
 
-def coloured(rng: np.random.Generator, frame: Frame) -> Frame:
-    """As RGB: plain, tinted as some consoles do, or with colour flow."""
-    if frame.ndim == 3:
-        return frame
-    if rng.random() < 0.3:
-        return flow(frame, rng)
-    tint = ((1, 1, 1), (1, 0.93, 0.8), (0.85, 0.95, 1), (1, 0.9, 0.7))[int(rng.integers(4))]
-    return np.stack([np.rint(frame * k) for k in tint], -1).astype(np.uint8)
-
-
-# --- the fit ------------------------------------------------------------------------------------------------------------
+# --- the fit --------------------------------------------------------------------------------------------------------
 
 
 def features(values: Any2, at: Any2, channels: list[int]) -> Any2:
-    """(n, 3 k): a window's logs, and the picture's median and 95th percentile of them, for k channels."""
-    fixed = at[:, channels].reshape(1, -1)
+    """(n, k + 2 u): a window's logs of k channels, and what is usual in the picture for those of them in `USUAL`."""
+    fixed = at[:, [c for c in channels if c in USUAL]].reshape(1, -1)
     return np.concatenate([values[:, channels], np.repeat(fixed, len(values), 0)], 1)
 
 
@@ -354,7 +342,7 @@ def fit(data: list[Case], head: str, channels: list[int]) -> Any2:
     for turn in range(ROUNDS):
         no = np.concatenate(clean)
         x, y = np.concatenate([yes, no]), np.r_[np.ones(len(yes)), np.zeros(len(no))]
-        mean, spread = x.mean(0), x.std(0) + 1e-3
+        mean, spread = x.mean(0), np.maximum(x.std(0), 0.3)
         weight = np.where(y > 0, 0.5 / len(yes), 0.5 / len(no)) * len(x)
         w = logistic((x - mean) / spread, y, weight)
         w = np.r_[w[:-1] / spread, w[-1] - (w[:-1] / spread * mean).sum()]
@@ -376,21 +364,32 @@ def best_score(case: Case, head: str, channels: list[int], w: Any2) -> float:
     return float(scores.max()) if len(scores) else -99.0
 
 
-def rates(data: list[Case], heads: dict[str, tuple[str, list[int], Any2]], label: str) -> None:
+def rates(data: list[Case], heads: dict[str, tuple[str, list[int], Any2]]) -> None:
     """Prints, for pictures that were not used for fitting, what each threshold finds and what it takes for text."""
     held = [c for c in data if not c.fit]
     for name, (head, channels, w) in heads.items():
-        got = {kind: np.array([best_score(c, head, channels, w) for c in held if c.kind == kind]) for kind in ("clean", "word", "short", "mark")}
-        print(f"\n{label} {name}: {len(got['clean'])} clean pictures held out")
+        got = {
+            kind: np.array([best_score(c, head, channels, w) for c in held if c.kind == kind])
+            for kind in ("clean", *KINDS_OF_INK)
+        }
+        print(f"\n{name}: {len(got['clean'])} clean pictures held out")
         for at in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
             print(f"  > {at:.0f}: " + "  ".join(f"{kind} {(v > at).mean():.4f}" for kind, v in got.items()))
-        worst = sorted(((best_score(c, head, channels, w), c.name) for c in held if c.kind == "clean"), reverse=True)[:8]
+        worst = sorted(((best_score(c, head, channels, w), c.name) for c in held if c.kind == "clean"), reverse=True)[
+            :8
+        ]
         print("  highest clean:", [(round(s, 1), n) for s, n in worst])
 
 
 def write(path: Path, fitted: dict[str, Any2]) -> None:
     """The module of weights."""
-    lines = ['"""Weights of the text check, fitted by benchmarks/glyph_weights.py. Do not edit.', "", "Per head: for each channel the weight of the window's log, of the picture's median, of its 95th percentile; the", 'constant comes last.', '"""', ""]
+    lines = [
+        '"""Weights of the text check, fitted by benchmarks/glyph_weights.py. Do not edit.',
+        "",
+        "Per head: weights of each channel's log in the window, of what is usual in the picture, and the constant.",
+        '"""',
+        "",
+    ]
     for name, w in fitted.items():
         lines.append(f"{name} = (")
         numbers = [f"{v:.3f}" for v in w]
@@ -407,14 +406,12 @@ def main() -> None:
     args = parser.parse_args()
     found = [*(real_areas(args.real) if args.real else ()), *drawn_areas()]
     areas = [Clean(name, frame, mask, i // 2 % 2 == 0) for i, (name, frame, mask) in enumerate(found)]
-    every, fitted = list(range(Steps.CHANNELS)), {}
-    for label, plane, colour in (("grey", grey, False), ("colour", chroma, True)):
-        data = list(cases(areas, plane, colour=colour))
-        heads = {name: (name, every, fit(data, name, every)) for name in HEADS}
-        if not colour:
-            heads["screen"] = ("word", list(QUICK), fit(data, "word", list(QUICK)))
-        rates(data, heads, label)
-        fitted |= {f"{label}_{name}".upper(): w for name, (_, _, w) in heads.items()}
+    every, quick = list(range(CHANNELS)), list(QUICK)
+    data = list(cases(areas))
+    heads = {name: (name, every, fit(data, name, every)) for name in HEADS}
+    heads["screen"] = ("word", quick, fit(data, "word", quick))
+    rates(data, heads)
+    fitted = {name.upper(): w for name, (_, _, w) in heads.items()}
     if args.write:
         write(args.write, fitted)
 

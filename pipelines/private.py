@@ -33,6 +33,7 @@ from usdata.errors import CardError, ConfigError, DataError, LakeError, UsdataEr
 from usdata.lake import Lake
 
 P = ParamSpec("P")
+TEMPLATES_VARIABLE = "USDATA_DEID_TEMPLATES"
 _OURS = (CardError, ConfigError, LakeError)  # their messages are sentences of ours, with settings in them
 _SEE = "On the machine that holds the files, `usdata ingest private` tells more."
 
@@ -117,7 +118,8 @@ def ingest_private(
 ) -> dict[str, Any]:
     """Bring private files into the lake, de-identified; what is already right is not built again.
 
-    The worker's environment says where the files and the key are: $USDATA_PRIVATE_DIR/<name>, $USDATA_DEID_KEY_FILE.
+    The worker's environment says where the files and the key are: $USDATA_PRIVATE_DIR/<name>, $USDATA_DEID_KEY_FILE;
+    and where reviewed device templates are, if there are any: $USDATA_DEID_TEMPLATES.
 
     Args:
         name: of the data set, and of the folder that holds its files.
@@ -127,7 +129,8 @@ def ingest_private(
     """
     card = private_card(name, organ)
     source = find_source(None, card.name)
-    rules = rules_of(card, None, source=source)
+    templates = os.environ.get(TEMPLATES_VARIABLE)
+    rules = rules_of(card, None, source=source, templates=Path(templates) if templates else None)
     number = workers or len(os.sched_getaffinity(0))
     opened = Lake.create(lake)
     with run.only_ingest(opened, card.name):

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ingest.deid.device import Device, Region
 from ingest.deid.reasons import Reason, Refusal
 from ingest.deid.regions import LEAST_SIDE, Stated, check_regions
-from ingest.deid.sector import Sector, fit_sector, steady
+from ingest.deid.sector import fit_sector, steady
 from ingest.deid.summary import Summary, summarise
 from ingest.deid.templates import Kind, Template, Templates
 
@@ -63,7 +63,7 @@ def find_area(summary: Summary, regions: Sequence[Region], device: Device, templ
             raise Refusal(Reason.NO_SCAN_AREA, "pixels")
         kept = template.mask() if allowed is None else template.mask() & allowed
         return _area(kept, "template", 0.0, template.kind)
-    if not steady(summary, sector.mask):
+    if not steady(summary):
         raise Refusal(Reason.AREA_DIFFERS, "pixels")
     kept = sector.mask if allowed is None else sector.mask & allowed
     return _area(kept, _source(stated, template), sector.score, sector.kind)

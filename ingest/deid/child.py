@@ -33,6 +33,10 @@ def main() -> None:
     except UsdataError as error:
         _send(answers, {"kind": "failed", "message": error.message, "hint": error.hint})
         return
+    except Exception as error:  # no file was opened yet, but its text might show a key file's line
+        text = f"The process that reads private files does not start: {_where(error)}."
+        _send(answers, {"kind": "failed", "message": text, "hint": "This is a bug of usdata: please report it."})
+        return
     _limit()
     _send(answers, {"kind": "ready"})
     while (question := unpack(source)) is not None:

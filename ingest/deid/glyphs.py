@@ -1,5 +1,170 @@
-"""TEMPORARY by the lead, to be overwritten by part E."""
+"""Is something written on the tissue? Step 5 of the decision procedure of anonymization.md, section 6.
+
+`TextCheck` looks at every frame of a clip inside the scan area: letters, digits, callipers, arrows, body marks. It can
+only reject; a clip that passes is not thereby free of text: tests/deid/test_glyphs.py has what it finds and misses.
+Three tests, each enough to reject:
+
+* steps between neighbouring pixels that are steeper than the tissue of the same picture has them, close together
+  (`glyphs_maps`): a linear score of windows of 16 x 16 and 16 x 32 pixels;
+* a few pixels of yellow, cyan or green on a picture that is grey or tinted and shows no colour flow;
+* at the end of a cine the first test once more, on the darkest and the brightest value that each pixel ever had: there
+  moving tissue is smooth, and what stands still stands out.
+"""
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.deid.glyphs_maps import CELL, QUICK, USUAL, Bytes, Floats, Steps, grey, half_mask, logs, reference
+from ingest.deid.glyphs_weights import SCREEN, SMALL, WORD
+
+Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the frame, the last two one past the end
+
+HEADS = (((2, 2), SMALL), ((2, 4), WORD))  # windows in cells, and the weights of their score
+SCREEN_WINDOW = (2, 4)
+ALARM = 3.0  # score from which a window is text (ours: see the rates in tests/deid/test_glyphs.py)
+ALARM_SCREEN = 0.0  # score of the quick test from which the whole test is made
+EVERY = 16  # frames of a cine from one whole test to the next, whatever the quick test says (ours)
+LEAST_FRAMES = 8  # below it nothing is said about what stands still (ours)
+MOVED = 6.0  # mean grey levels between a pixel's darkest and brightest: below, the picture stood still (ours)
+LEAST_SIDE = 4 * CELL  # pixels
+COLOURED = 60  # levels by which green exceeds the lesser of red and blue: yellow, green, cyan; tints stay below (ours)
+FLOW = 60  # levels by which red or blue exceeds green: colour flow, which is yellow and cyan in places too (ours)
+FLOW_PIXELS = 40  # at half size; from here on the picture shows flow
+COLOURED_PIXELS = 7  # at half size, within 8 x 16 of them
+
+
 class TextCheck:
-    def __init__(self, mask, box): pass
-    def look(self, frame): return None
-    def end(self): return None
+    """Looks for text inside the scan area of one clip. Holds state: one instance per clip, frames in their order."""
+
+    def __init__(self, mask: NDArray[np.bool_], box: Box) -> None:
+        """
+        Args:
+            mask: bool (H, W), the scan area.
+            box: the part of the frame that holds the mask; at least 32 px a side.
+
+        Raises:
+            ValueError: the box is smaller, or lies not in the frame.
+        """
+        x0, y0, x1, y1 = box
+        if x0 < 0 or y0 < 0 or y1 > mask.shape[0] or x1 > mask.shape[1] or min(x1 - x0, y1 - y0) < LEAST_SIDE:
+            raise ValueError("the box of the scan area is too small or lies outside of the frame")
+        self._shape = mask.shape
+        # Whole cells: the box grows to the right and downwards, where the frame ends the rest is filled up
+        self._x, self._y = x0, y0
+        self._size = (-(-(y1 - y0) // CELL) * CELL, -(-(x1 - x0) // CELL) * CELL)
+        self._mask = self._cut(mask.astype(np.uint8), fill=True) > 0
+        outside = np.ones(mask.shape, bool)
+        outside[y0:y1, x0:x1] = False
+        self._mask &= self._cut((~outside).astype(np.uint8), fill=True) > 0
+        self._steps = Steps(self._mask)
+        self._half = half_mask(self._mask).astype(np.uint8)
+        self._usual: Floats | None = None  # of the screen's window, from the last whole test
+        self._frames = 0
+        self._dark: Bytes | None = None
+        self._bright: Bytes | None = None
+
+    def look(self, frame: NDArray[np.uint8]) -> Box | None:
+        """Where text is on a frame, uint8 (H, W) or (H, W, 3) RGB; None if none was found.
+
+        Raises:
+            ValueError: a frame of another size than the mask.
+        """
+        if frame.shape[:2] != self._shape:
+            raise ValueError("the frame's size is not the mask's")
+        part = self._cut(frame)
+        image = grey(part)
+        self._remember(image)
+        whole = self._frames % EVERY == 0 or self._usual is None
+        self._frames += 1
+        if whole or self._suspicious(image):
+            found = self._search(image, keep=True)
+            if found is not None:
+                return found
+        return self._coloured(part) if part.ndim == 3 else None
+
+    def end(self) -> Box | None:
+        """After the last frame: where something stood still and sharp while the tissue moved. None for stills."""
+        if self._frames < LEAST_FRAMES or self._dark is None or self._bright is None:
+            return None
+        moved = cv2.mean(cv2.subtract(self._bright, self._dark), mask=self._mask.astype(np.uint8))[0]
+        if moved < MOVED:
+            return None  # as one frame, and that was looked at
+        return self._search(self._dark) or self._search(self._bright)
+
+    def _cut(self, frame: NDArray[np.uint8], *, fill: bool = False) -> NDArray[np.uint8]:
+        """The box of `frame` in whole cells; repeats the last row and column where the frame ends (`fill`: zeros)."""
+        height, width = self._size
+        part = frame[self._y : self._y + height, self._x : self._x + width]
+        lacking = (height - part.shape[0], width - part.shape[1])
+        if any(lacking):
+            how = cv2.BORDER_CONSTANT if fill else cv2.BORDER_REPLICATE
+            part = cv2.copyMakeBorder(part, 0, lacking[0], 0, lacking[1], how)  # type: ignore[assignment]
+        return part
+
+    def _remember(self, image: Bytes) -> None:
+        if self._dark is None or self._bright is None:
+            self._dark, self._bright = image.copy(), image.copy()
+        else:
+            cv2.min(self._dark, image, dst=self._dark)
+            cv2.max(self._bright, image, dst=self._bright)
+
+    def _suspicious(self, image: Bytes) -> bool:
+        """The quick test: may be wrong in either direction, more often in the one that costs only time."""
+        found = logs(self._steps.quick(image), self._steps.coverage, *SCREEN_WINDOW)
+        if found is None or self._usual is None:
+            return True
+        return bool(_scores(found[0], self._usual[:, list(QUICK)], SCREEN, QUICK).max() > ALARM_SCREEN)
+
+    def _search(self, image: Bytes, *, keep: bool = False) -> Box | None:
+        """The whole test on one grey picture. `keep`: what is usual in it serves the quick test of the next ones."""
+        cells = self._steps.all(image)
+        boxes = []
+        for (rows, columns), weights in HEADS:
+            found = logs(cells, self._steps.coverage, rows, columns)
+            if found is None:
+                continue
+            values, places = found
+            usual = reference(values)
+            if keep and (rows, columns) == SCREEN_WINDOW:
+                self._usual = usual
+            hits = places[_scores(values, usual, weights, range(len(values))) > ALARM]
+            if len(hits):
+                y0, x0 = hits.min(axis=0) * CELL
+                y1, x1 = (hits.max(axis=0) + np.array((rows, columns))) * CELL
+                boxes.append((x0, y0, x1, y1))
+        return self._box(np.array(boxes)) if boxes else None
+
+    def _coloured(self, part: Bytes) -> Box | None:
+        """Yellow, cyan or green ink on a picture without colour flow."""
+        size = (self._half.shape[1], self._half.shape[0])
+        red, green, blue = cv2.split(cv2.resize(part, size, interpolation=cv2.INTER_AREA))
+        excess = cv2.subtract(cv2.max(red, blue), green)
+        flow = cv2.threshold(excess, FLOW, 1, cv2.THRESH_BINARY)[1]
+        ink = cv2.threshold(cv2.subtract(green, cv2.min(red, blue)), COLOURED, 1, cv2.THRESH_BINARY)[1]
+        ink = cv2.bitwise_and(cv2.subtract(ink, flow), self._half)
+        if cv2.countNonZero(ink) < COLOURED_PIXELS:
+            return None
+        if cv2.countNonZero(cv2.bitwise_and(flow, self._half)) >= FLOW_PIXELS:
+            return None  # the first test alone decides here
+        near = cv2.boxFilter(ink, cv2.CV_16U, (16, 8), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
+        hits = np.argwhere(near >= COLOURED_PIXELS)
+        if not len(hits):
+            return None
+        y0, x0 = hits.min(axis=0) * 2
+        y1, x1 = (hits.max(axis=0) + np.array((8, 16))) * 2
+        return self._box(np.array([(x0, y0, x1, y1)]))
+
+    def _box(self, boxes: NDArray[np.int64]) -> Box:
+        """The union of boxes of the cut, as a box of the frame."""
+        x0, y0 = boxes[:, 0].min() + self._x, boxes[:, 1].min() + self._y
+        x1, y1 = boxes[:, 2].max() + self._x, boxes[:, 3].max() + self._y
+        return int(x0), int(y0), min(int(x1), self._shape[1]), min(int(y1), self._shape[0])
+
+
+def _scores(values: Floats, usual: Floats, weights: tuple[float, ...], channels: "range | tuple[int, ...]") -> Floats:
+    """The score of each window: weights of its `logs`, then of what is usual, then the constant."""
+    number = len(channels)
+    kept = [k for k, channel in enumerate(channels) if channel in USUAL]
+    table = np.array(weights, np.float32)
+    return table[:number] @ values + (table[number:-1] @ usual[:, kept].ravel() + table[-1])

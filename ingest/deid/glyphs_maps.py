@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 CELL = 8  # pixels per side of a cell; windows move by it (ours)
 EXCESS = (0, 12, 32, 64)  # grey levels: a map of steps above each (ours)
 CHANNELS = 4 * len(EXCESS)  # two scales x across, down x EXCESS
+USUAL = tuple(c for c in range(CHANNELS) if c % len(EXCESS) < 2)  # the channels of which `reference` counts
 QUICK = (0, 2)  # the channels of the screen: steps across, all and above 32
 SHARE = 0.35  # of a window must be measured (ours)
 FLOOR = 0.25  # grey levels, added before the logarithm: differences below do not matter (ours)
@@ -26,8 +27,6 @@ Floats = NDArray[np.float32]
 class Steps:
     """The maps of pictures of one size under one mask. Holds its buffers, so a frame of a cine allocates little."""
 
-    CHANNELS = CHANNELS
-
     def __init__(self, mask: NDArray[np.bool_]) -> None:
         """`mask`: bool (h, w), where the picture counts, at least 8 px a side."""
         self.rows, self.columns = mask.shape[0] // CELL, mask.shape[1] // CELL
@@ -38,7 +37,7 @@ class Steps:
         self._cells = np.zeros((CHANNELS, self.rows, self.columns), np.float32)
 
     def quick(self, image: Bytes) -> Floats:
-        """The channels of `QUICK` of `image`, uint8 (h, w): float32 (2, rows, columns), overwritten by the next call."""
+        """The channels of `QUICK` of `image`, uint8 (h, w): float32 (2, rows, columns), a copy."""
         self._levels[0].measure(image, 0, self._cells, QUICK)
         return self._cells[list(QUICK)]
 
@@ -64,7 +63,7 @@ def logs(cells: Floats, coverage: Floats, rows: int, columns: int) -> tuple[Floa
 
     def total(plane: Floats) -> Floats:
         sums = cv2.boxFilter(plane, -1, (columns, rows), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
-        return sums[:h, :w]
+        return sums[:h, :w]  # type: ignore[return-value]
 
     measured = total(coverage)
     enough = measured > SHARE * rows * columns
@@ -75,8 +74,11 @@ def logs(cells: Floats, coverage: Floats, rows: int, columns: int) -> tuple[Floa
 
 
 def reference(values: Floats) -> Floats:
-    """What is usual in this picture: (2, channels), median and 95th percentile of `logs` over the windows."""
-    return np.percentile(values, (50, 95), axis=1).astype(np.float32)
+    """What is usual in this picture: (2, channels), median and 80th percentile of `logs` over the windows.
+
+    Not a higher percentile: a menu of words must not pass as usual. Not of the steepest steps, for the same reason.
+    """
+    return np.percentile(values, (50, 80), axis=1).astype(np.float32)
 
 
 def grey(frame: Bytes) -> Bytes:
@@ -84,15 +86,8 @@ def grey(frame: Bytes) -> Bytes:
     return frame if frame.ndim == 2 else cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)  # type: ignore[return-value]
 
 
-def chroma(frame: Bytes) -> Bytes:
-    """How coloured: the largest less the smallest of R, G, B, at half size; (h // 2, w // 2) of (h, w, 3) RGB."""
-    size = (frame.shape[1] >> 1, frame.shape[0] >> 1)
-    r, g, b = cv2.split(cv2.resize(frame, size, interpolation=cv2.INTER_AREA))
-    return cv2.subtract(cv2.max(cv2.max(r, g), b), cv2.min(cv2.min(r, g), b))  # type: ignore[return-value]
-
-
 def half_mask(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The mask of `chroma`: pixels all of whose sources are in `mask`."""
+    """The mask of a half-size picture: pixels all of whose sources are in `mask`."""
     size = (mask.shape[1] >> 1, mask.shape[0] >> 1)
     return cv2.resize(mask.astype(np.uint8) * 255, size, interpolation=cv2.INTER_AREA) == 255
 
@@ -123,7 +118,7 @@ class _Level:
         cv2.bitwise_and(step, self.inner, dst=step)
         for k in which:
             if EXCESS[k]:
-                cv2.subtract(step, float(EXCESS[k]), dst=rest)
+                cv2.subtract(step, float(EXCESS[k]), dst=rest)  # type: ignore[call-overload]
             out[k] = self._pool(rest if EXCESS[k] else step)
 
     def _pool(self, values: Bytes) -> Bytes:

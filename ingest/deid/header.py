@@ -115,7 +115,7 @@ def keep(dataset: Dataset, identity: Identity, *, today: date) -> Header:
 def _who(source: Reader, identity: Identity) -> tuple[dict[str, Any], str]:
     """Pseudonyms of patient, study and clip; and the patient's, in whose place the study's stands if there is none."""
     patient_id, study_uid, clip_uid = (
-        source.text("PatientID"),
+        "\\".join(source.texts("PatientID")),
         _uid(source, "StudyInstanceUID"),
         _uid(source, "SOPInstanceUID"),
     )
@@ -123,7 +123,10 @@ def _who(source: Reader, identity: Identity) -> tuple[dict[str, Any], str]:
     clip = identity.clip(clip_uid) if clip_uid else None
     known = not vocabulary.names_no_patient(patient_id)
     if known:
-        patient = identity.patient(patient_id, source.text("IssuerOfPatientID") or None)
+        issuer = source.text("IssuerOfPatientID")
+        patient = identity.patient(patient_id, issuer or None)
+        if issuer:
+            source.settle("IssuerOfPatientID", issuer, Action.REPLACED)
     elif study:
         patient = study
     else:

@@ -37,6 +37,8 @@ HELD = 128 << 20  # bytes of decoded frames below which a clip is decoded once o
 SHOWN = 1600  # longest side of a picture for review
 LAST_DAY = date(2099, 12, 31)  # of believable dates: fixed, so that the same file gives the same row on any day. Ours
 
+_COLOURED = ("elastography", "CEUS")  # modes whose pictures hold colour that is no flow
+
 Pixels = NDArray[np.uint8]
 
 
@@ -250,7 +252,7 @@ def answer_clean(tools: Tools, content: dict[str, Any]) -> Iterator[Message]:
         if cleaned is None:
             yield Message({"kind": "beat"})
             continue
-        row = content["rows"][str(cleaned.index)] | cleaned.row
+        row = merged(content["rows"][str(cleaned.index)], cleaned.row)
         if tools.rules.private and found_in(check, row, cleaned.image):
             raise Refusal(Reason.SELF_CHECK, "check")
         ready.append((row, cleaned.image))
@@ -258,6 +260,12 @@ def answer_clean(tools: Tools, content: dict[str, Any]) -> Iterator[Message]:
         yield Message({"kind": "sample", "row": row}, pixels.tobytes())
     counts = {action.value: n for action, n in opened.header.counts.items()} if opened.header else {}
     yield Message({"kind": "done", "counts": counts})
+
+
+def merged(known: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """A row with what cleaning found. Colour means flow unless the header says of what else it tells."""
+    row = known | found
+    return row | {"mode": known["mode"]} if known.get("mode") in _COLOURED else row
 
 
 def identifiers_of(opened: Opened, relative: str, tools: Tools) -> frozenset[str]:
@@ -312,7 +320,7 @@ def _judge(path: Path, content: dict[str, Any], tools: Tools, verdict: _Verdict)
     opened = open_item(path, tools)
     verdict.row = dict(opened.header.row) if opened.header else {}
     verdict.device = (opened.device.manufacturer, opened.device.model, opened.device.software)
-    verdict.before = next(iter(opened.read([0])))[1]
+    verdict.before = next(frame for _, frame in list(opened.read([0])))
     verdict.shape = (verdict.before.shape[0], verdict.before.shape[1])
     area = find_scan_area(opened, tools, {})
     verdict.mask = area.mask.astype(np.uint8) * 255
@@ -321,7 +329,7 @@ def _judge(path: Path, content: dict[str, Any], tools: Tools, verdict: _Verdict)
     for cleaned in clean(opened, [0], tools):
         yield Message({"kind": "beat"})
         if cleaned is not None:
-            verdict.row |= cleaned.row
+            verdict.row = merged(verdict.row, cleaned.row)
             verdict.after = cleaned.image
             if found_in(check, verdict.row, cleaned.image):
                 raise Refusal(Reason.SELF_CHECK, "check")

@@ -18,7 +18,7 @@ from ingest.deid.device import Device
 from ingest.deid.place import private_folder, write_private
 from ingest.deid.reasons import Reason, State
 from ingest.deid.review_figures import before_uri, cut, mark
-from ingest.deid.review_template import Areas, draft
+from ingest.deid.review_template import Areas, Draft, draft
 from ingest.deid.review_words import WORDS
 from usdata import __version__
 from usdata.report_figures import png_uri
@@ -72,7 +72,7 @@ class Group:
     sources: Counter[str] = field(default_factory=Counter)  # what showed the area of the accepted ones
     accepted: list[Shown] = field(default_factory=list)
     refused: dict[Reason, list[Shown]] = field(default_factory=dict)
-    proposal: str | None = None  # the text of a template file
+    proposal: Draft | None = None
 
     @property
     def name(self) -> str:
@@ -179,6 +179,7 @@ class Review:
             lines=[(line, place[line.group]) for line in self.lines[:_LISTED]],
             left_out=max(0, len(self.lines) - _LISTED),
             words=WORDS,
+            cut=cut,
             per_device=self.per_device,
             reason=self.reason,
         )

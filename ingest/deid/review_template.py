@@ -1,6 +1,9 @@
 """From the accepted areas of one device to the draft of a template, for the person who reviews them."""
 
+import json
 from collections.abc import Iterator, Set
+from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
@@ -13,8 +16,17 @@ from ingest.deid.templates import LEAST_SEEN, Kind, propose
 from usdata.errors import ConfigError
 
 HELD = 2 * LEAST_SEEN  # areas of a device that are kept for it. Ours
+_COMMON = 0.9  # least share of the areas, on average, that the draft keeps: else they are not of one layout. Ours
 _FULL = 0.97  # share of its own box that a rectangle fills. Ours
 _STRAIGHT = 0.01  # of the outline's length: how far a trapezoid's sides may stray from straight lines. Ours
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A template file for a person to sign, and the area that it would keep, (H, W) bool."""
+
+    text: str
+    mask: NDArray[np.bool_]
 
 
 class Areas:
@@ -43,8 +55,8 @@ class Areas:
             yield np.unpackbits(packed, count=self.shape[0] * self.shape[1]).reshape(self.shape).astype(bool)
 
 
-def draft(devices: Set[Device], areas: Areas) -> str | None:
-    """The text of a template file, or None: too few pictures, an unknown device, or areas that do not agree.
+def draft(devices: Set[Device], areas: Areas) -> Draft | None:
+    """A draft, or None: too few pictures, an unknown device, or areas that do not agree.
 
     Args:
         devices: of the pictures; equal but for the software. Where that differs the draft is for any.
@@ -58,9 +70,25 @@ def draft(devices: Set[Device], areas: Areas) -> str | None:
     chosen = Device(device.manufacturer, device.model, software.pop() if len(software) == 1 else None)
     try:
         found = propose(chosen, areas.shape, (_area(mask) for mask in areas.masks()))
-    except ConfigError:  # they have too little in common
+    except ConfigError:  # they have nothing in common
         return None
-    return yaml.safe_dump(found, sort_keys=False, default_flow_style=None, width=110)
+    canvas = np.zeros(areas.shape, np.uint8)
+    for polygon in found["templates"][0]["polygons"]:
+        cv2.fillPoly(canvas, [np.array(polygon, np.int32)], 1)
+    mask = canvas > 0
+    kept = [np.count_nonzero(mask & one) / np.count_nonzero(one) for one in areas.masks()]
+    if float(np.mean(kept)) < _COMMON:
+        return None
+    return Draft(_as_yaml(found), mask)
+
+
+def _as_yaml(found: dict[str, Any]) -> str:
+    """A template file with each polygon on one line."""
+    entry = found["templates"][0]
+    lines = yaml.safe_dump({**entry, "polygons": "POLYGONS"}, sort_keys=False, width=110).splitlines()
+    polygons = f"polygons: {json.dumps(entry['polygons'])}"
+    lines = [polygons if line == "polygons: POLYGONS" else line for line in lines]
+    return "templates:\n  - " + "\n    ".join(lines) + "\n"
 
 
 def _area(mask: NDArray[np.bool_]) -> ScanArea:

@@ -30,6 +30,7 @@ PARALLEL = 5.0  # degrees between sides that count as parallel
 SKEWED = 8.0  # degrees by which the sides of a rectangle or trapezoid may lean differently; ours
 CONCENTRIC = 0.1  # of an arc's radius that its centre may lie from where the sides meet; ours
 BENT = 3.0  # an arc of a radius below so many times the outline's size is one; flatter is straight
+STEADY = 0.75  # share of a clip's lit cells that every quarter of it must light; ours
 LOOKS = (
     Looking(3, 3),
     Looking(2, 5),
@@ -83,31 +84,39 @@ def _orientations(piece: Mask) -> tuple[bool, ...]:
 
 
 def _fit(echo: Echo, shape: tuple[int, int], flipped: bool, vouched: bool) -> Sector | None:
-    piece, frame = echo.piece, echo.frame
+    """The sector around one piece of echo, the way up that is given; None if it is not believed."""
+    piece, frame = _turned(echo.piece, flipped), echo.frame
+    size = (piece.shape[0], piece.shape[1])
     if flipped:
-        piece = np.ascontiguousarray(piece[::-1])
         frame = (frame[0], len(piece) - 1 - frame[3], frame[2], len(piece) - 1 - frame[1])
     outline = fit_outline(piece, frame)
     if outline is None:
         return None
-    inside = draw(outline, (piece.shape[0], piece.shape[1]), (1.0, 1.0), False)
-    body = cv2.morphologyEx(piece & inside, cv2.MORPH_OPEN, np.ones((5, 5), np.uint8))
+    inside = draw(outline, size, (1.0, 1.0))
+    body = _opened(piece & inside, 5)
     inside &= _box(body)
     kind = _kind(outline, inside)
     if kind is None or not (vouched or _seen(outline, kind)):
         return None
-    kept = inside & _hull(body, (body.shape[0], body.shape[1]), (1.0, 1.0), False)
+    kept = inside & _hull(body, size, (1.0, 1.0))
     score = _score(piece, kept if vouched else inside)
     if score < LEAST_SCORE:
         return None
-    strays = np.ascontiguousarray(echo.strays[::-1]) if flipped else echo.strays
-    solid = _solid(piece)
-    if cv2.countNonZero(strays & kept & (1 - solid)) > (STRAY_VOUCHED * cv2.countNonZero(kept) if vouched else STRAY):
+    most = STRAY_VOUCHED * cv2.countNonZero(kept) if vouched else STRAY
+    if _foreign(kept, piece, _turned(echo.strays, flipped)) > most:
         return None
-    if not vouched and _covered(kept, solid) < COVERED[kind]:
+    if not vouched and _covered(kept, _solid(piece)) < COVERED[kind]:
         return None
-    mask = draw(outline, shape, echo.scale, flipped) & _hull(body, shape, echo.scale, flipped)
-    return Sector(mask.view(np.bool_), score, kind)
+    mask = draw(outline, shape, echo.scale) & _hull(body, shape, echo.scale)
+    return Sector(_turned(mask, flipped).view(np.bool_), score, kind)
+
+
+def _turned(mask: Mask, flipped: bool) -> Mask:
+    return np.asarray(cv2.flip(mask, 0), np.uint8) if flipped else mask
+
+
+def _opened(mask: Mask, side: int) -> Mask:
+    return np.asarray(cv2.morphologyEx(mask, cv2.MORPH_OPEN, np.ones((side, side), np.uint8)), np.uint8)
 
 
 def _box(body: Mask) -> Mask:
@@ -118,17 +127,18 @@ def _box(body: Mask) -> Mask:
     return box
 
 
-def _hull(body: Mask, shape: tuple[int, int], scale: tuple[float, float], flipped: bool) -> Mask:
+def _hull(body: Mask, shape: tuple[int, int], scale: tuple[float, float]) -> Mask:
     """The convex hull of the body in the picture, 1 map pixel wider: beyond it nothing was shown to be echo."""
-    body = cv2.dilate(body, np.ones((3, 3), np.uint8))
+    body = np.asarray(cv2.dilate(body, np.ones((3, 3), np.uint8)), np.uint8)
     rows = np.flatnonzero(body.any(axis=1))
     first, last = body.argmax(axis=1)[rows], body.shape[1] - 1 - body[:, ::-1].argmax(axis=1)[rows]
     edge = np.concatenate([np.stack([first - 0.5, rows], 1), np.stack([last + 0.5, rows], 1)])
-    edge = np.concatenate([edge - [0, 0.5], edge + [0, 0.5]])
+    half = np.array([0.0, 0.5])
+    edge = np.concatenate([edge - half, edge + half])
     points = np.round(((edge + 0.5) * scale - 0.5) * 16).astype(np.int32)
     canvas = np.zeros(shape, np.uint8)
     cv2.fillConvexPoly(canvas, cv2.convexHull(points), 1, shift=4)
-    return np.asarray(cv2.flip(canvas, 0), np.uint8) if flipped else canvas
+    return canvas
 
 
 def _solid(piece: Mask) -> Mask:
@@ -141,9 +151,15 @@ def _solid(piece: Mask) -> Mask:
     return np.asarray(cv2.drawContours(np.zeros_like(piece), outlines, -1, 1, cv2.FILLED), np.uint8)
 
 
+def _foreign(kept: Mask, piece: Mask, strays: Mask) -> int:
+    """Map pixels of strokes in the open bays of what would be kept."""
+    return int(cv2.countNonZero(strays & kept & (1 - _solid(piece))))
+
+
 def _covered(kept: Mask, solid: Mask) -> float:
     """Share of the rim of what would be kept that echo covers: text that is let in comes in at the rim."""
-    rim = kept & (1 - cv2.erode(kept, np.ones((RIM, RIM), np.uint8), borderValue=0))
+    inner = np.asarray(cv2.erode(kept, np.ones((RIM, RIM), np.uint8), borderValue=0), np.uint8)
+    rim = kept & (1 - inner)
     return int(cv2.countNonZero(rim & solid)) / max(1, int(cv2.countNonZero(rim)))
 
 
@@ -203,12 +219,15 @@ def _seen(outline: Outline, kind: Kind) -> bool:
     return len(sides) == 2 and (about_apex or abs(sides[0].lean + sides[1].lean) <= SKEWED)
 
 
-def steady(summary: Summary, mask: NDArray[np.bool_]) -> bool:
-    """Whether the echo keeps its place through the clip, as far as `Summary.cells` tell."""
-    del mask
+def steady(summary: Summary) -> bool:
+    """Whether the echo keeps its place through the clip, as far as `Summary.cells` tell.
+
+    Four parts of the clip must each light up nearly all that the whole lights up. A depth or a layout that changes
+    half-way does not; nor does a probe that is lifted for a quarter of the clip, and that is quarantined too (ours).
+    """
     parts = min(4, summary.frames // 2)
     if parts < 2:
         return True
     lit = np.stack([part.max(axis=0) > 3 for part in np.array_split(summary.cells, parts)])
     union = np.count_nonzero(lit.any(axis=0))
-    return union == 0 or bool(np.count_nonzero(lit, axis=(1, 2)).min() >= 0.75 * union)
+    return union == 0 or bool(np.count_nonzero(lit, axis=(1, 2)).min() >= STEADY * union)

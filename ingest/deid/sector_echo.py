@@ -20,6 +20,7 @@ LEAST_PIECE = 0.05  # of the largest piece's area, for another one to count; our
 DIVIDED = 0.15  # of the largest piece's area, from which another one may be a part of the same image; ours
 GROWTH = 5  # map pixels: side of the square by which the opened piece may grow back over strokes
 STROKE = 40  # grey levels between neighbours from which they may be a stroke of text; ours
+STROKE_SHARE = 60  # of 255: how much of a map pixel must be such
 MOVING_FRAMES = 6  # frames from which movement is looked at
 MOVING_SHARE = 0.6  # of the active pixels that must change before what does not is dropped
 
@@ -67,52 +68,62 @@ def find_echo(
     shrink = max(1, round(max(height, width) / COARSE))
     w, h = width // shrink, height // shrink
     active = _active(pixels, look.step, allowed)
-    share = cv2.resize(active, (w, h), interpolation=cv2.INTER_AREA)
-    dense = cv2.threshold(share, look.share, 1, cv2.THRESH_BINARY)[1]
-    dense = cv2.morphologyEx(dense, cv2.MORPH_CLOSE, _square(look.close))
-    stroke = cv2.threshold(pixels.ranges, STROKE, 255, cv2.THRESH_BINARY)[1]
-    share = cv2.resize(stroke & active, (w, h), interpolation=cv2.INTER_AREA)
-    stroke = cv2.dilate(cv2.threshold(share, 60, 1, cv2.THRESH_BINARY)[1], _square(3))
+    dense = _dilated(_above(_shrunk(active, (w, h)), look.share), look.close)
+    dense = _eroded(dense, look.close)
+    stroke = _shrunk(_above(pixels.ranges, STROKE, 255) & active, (w, h))
+    stroke = _dilated(_above(stroke, STROKE_SHARE), 3)
     side = max(5, int(0.04 * min(h, w)) | 1)
     least = LEAST_PIECE if several else 1.0
-    core, divided = _largest(cv2.dilate(cv2.erode(dense, _square(side)), _square(side)), least)
+    core, divided = _largest(_dilated(_eroded(dense, side), side), least)
     if core is None:
         return None
-    # The opening keeps straight edges where they are. What is ragged grows back, but not over strokes: text that touches
-    near = cv2.dilate(core, _square(GROWTH))
-    piece = _largest(dense & (near | (cv2.dilate(core, _square(side + 2)) & (1 - stroke))), least)[0]
+    # The opening keeps straight edges in place. What is ragged grows back, but not over strokes: text that touches
+    grown = _dilated(core, GROWTH) | (_dilated(core, side + 2) & (1 - stroke))
+    piece = _largest(dense & grown, least)[0]
     if piece is None:
         return None
     scale = (width / w, height / h)
-    strays = stroke & (1 - cv2.dilate(piece, _square(5)))
-    return Echo(piece, np.asarray(strays, np.uint8), divided, scale, _frame(allowed, scale, (h, w)))
+    return Echo(piece, stroke & (1 - _dilated(piece, 5)), divided, scale, _frame(allowed, scale, (h, w)))
 
 
 def look_at(summary: Summary) -> Pixels:
     """The parts of `find_echo` that do not depend on how hard one looks."""
     value = summary.peak
-    ranges = cv2.subtract(cv2.dilate(value, _square(3)), cv2.erode(value, _square(3)))
+    ranges = cv2.subtract(_dilated(value, 3), _eroded(value, 3))
     return Pixels(summary, np.asarray(ranges, np.uint8), _background(value))
 
 
 def _active(pixels: Pixels, step: int, allowed: NDArray[np.bool_] | None) -> Mask:
     """255 where a pixel differs from a neighbour by more than `step`, and from the background's colour; (H, W)."""
-    value = pixels.summary.peak
-    active = cv2.threshold(pixels.ranges, step, 255, cv2.THRESH_BINARY)[1]
+    summary = pixels.summary
+    active = _above(pixels.ranges, step, 255)
     if pixels.colour is not None:
         margin = max(1, step - 1)
-        active &= ~cv2.inRange(value, np.array(pixels.colour - margin), np.array(pixels.colour + margin))
-    if pixels.summary.frames >= MOVING_FRAMES:
-        moving = cv2.threshold(cv2.subtract(value, pixels.summary.low), step, 255, cv2.THRESH_BINARY)[1]
-        if int(cv2.countNonZero(active & moving)) >= MOVING_SHARE * int(cv2.countNonZero(active)):
-            active &= moving
+        low, high = np.array(pixels.colour - margin), np.array(pixels.colour + margin)
+        active &= np.asarray(cv2.bitwise_not(cv2.inRange(summary.peak, low, high)), np.uint8)
+    if summary.frames >= MOVING_FRAMES:
+        moving = active & _above(np.asarray(cv2.subtract(summary.peak, summary.low), np.uint8), step, 255)
+        if cv2.countNonZero(moving) >= MOVING_SHARE * cv2.countNonZero(active):
+            active = moving
     if allowed is not None:
-        active &= -allowed.view(np.uint8)  # 1 becomes 255
-    return np.asarray(active, np.uint8)
+        active &= allowed.view(np.uint8) * np.uint8(255)
+    return active
 
 
-def _square(side: int) -> Mask:
-    return np.ones((side, side), np.uint8)
+def _above(image: Mask, level: int, one: int = 1) -> Mask:
+    return np.asarray(cv2.threshold(image, level, one, cv2.THRESH_BINARY)[1], np.uint8)
+
+
+def _shrunk(image: Mask, size: tuple[int, int]) -> Mask:
+    return np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_AREA), np.uint8)
+
+
+def _dilated(image: Mask, side: int) -> Mask:
+    return np.asarray(cv2.dilate(image, np.ones((side, side), np.uint8)), np.uint8)
+
+
+def _eroded(image: Mask, side: int) -> Mask:
+    return np.asarray(cv2.erode(image, np.ones((side, side), np.uint8)), np.uint8)
 
 
 def _background(value: NDArray[np.uint8]) -> int | None:
@@ -130,9 +141,9 @@ def _largest(mask: Mask, least: float) -> tuple[Mask | None, bool]:
     if not areas or max(areas) == 0:
         return None, False
     kept = [outline for outline, area in zip(outlines, areas, strict=True) if area >= least * max(areas)]
-    solid = cv2.drawContours(np.zeros_like(mask), kept, -1, 1, cv2.FILLED)
+    solid = np.asarray(cv2.drawContours(np.zeros_like(mask), kept, -1, 1, cv2.FILLED), np.uint8)
     left_out = [area for area in areas if area < least * max(areas)]
-    return np.asarray(solid & mask, np.uint8), bool(left_out) and max(left_out) >= DIVIDED * max(areas)
+    return solid & mask, bool(left_out) and max(left_out) >= DIVIDED * max(areas)
 
 
 def _frame(

@@ -45,9 +45,9 @@ def fit_outline(piece: NDArray[np.uint8], frame: Frame) -> Outline | None:
     upper = np.stack([columns, top], axis=1)
     lower = np.stack([columns, bottom], axis=1)
     free = upper[upper[:, 1] > frame[1] + CUT]
-    left = _side(np.stack([first, rows], axis=1), free[free[:, 0] <= middle[0]], frame[0], 1.0)
-    right = _side(np.stack([last, rows], axis=1), free[free[:, 0] >= middle[0]], frame[2], -1.0)
-    if isinstance(left, bool) or isinstance(right, bool):
+    left, left_known = _side(np.stack([first, rows], axis=1), free[free[:, 0] <= middle[0]], frame[0], 1.0)
+    right, right_known = _side(np.stack([last, rows], axis=1), free[free[:, 0] >= middle[0]], frame[2], -1.0)
+    if not (left_known and right_known):
         return None
     if left is None or right is None:
         axis, apex = Axis(np.array([(frame[0] + frame[2]) / 2, 0.0]), np.array([0.0, 1.0])), None
@@ -59,8 +59,8 @@ def fit_outline(piece: NDArray[np.uint8], frame: Frame) -> Outline | None:
     return Outline(left, right, axis, high, low)
 
 
-def _side(edge: Float, upper: Float, border: float, inwards: float) -> Line | None | bool:
-    """A straight side; None if the frame cuts it, False if neither.
+def _side(edge: Float, upper: Float, border: float, inwards: float) -> tuple[Line | None, bool]:
+    """A straight side, or None where the frame cuts it; and whether it is one of the two.
 
     Args:
         edge: (n, 2), the outermost point of each row.
@@ -76,8 +76,8 @@ def _side(edge: Float, upper: Float, border: float, inwards: float) -> Line | No
         far = abs(line.distance(points)) <= NEAR
         enough = np.count_nonzero(far) >= max(LEAST_POINTS, LEAST_SUPPORT * min(len(points), len(edge)))
         if enough and (np.count_nonzero(on) >= 5):
-            return line
-    return None if np.count_nonzero(cut) >= 0.35 * len(edge) else False
+            return line, True
+    return None, bool(np.count_nonzero(cut) >= 0.35 * len(edge))
 
 
 def _best_line(points: Float, inwards: float) -> Line | None:

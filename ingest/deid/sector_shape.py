@@ -80,14 +80,13 @@ class Outline:
     bottom: Curve | None
 
 
-def draw(outline: Outline, shape: tuple[int, int], scale: tuple[float, float], flipped: bool) -> NDArray[np.uint8]:
+def draw(outline: Outline, shape: tuple[int, int], scale: tuple[float, float]) -> NDArray[np.uint8]:
     """The outline's inside as 0 and 1, (H, W) uint8, at `scale` picture pixels per map pixel.
 
     Args:
-        outline: fitted to a map that was turned upside down first if `flipped`.
+        outline: fitted to a map.
         shape: (H, W) of the result.
         scale: x, y.
-        flipped: turn the result upside down.
     """
     mask = np.ones(shape, np.uint8)
     for polygon in _polygons(outline):
@@ -95,7 +94,7 @@ def draw(outline: Outline, shape: tuple[int, int], scale: tuple[float, float], f
         canvas = np.zeros(shape, np.uint8)
         cv2.fillPoly(canvas, [np.round(points * (1 << _SHIFT)).astype(np.int32)], 1, shift=_SHIFT)
         mask &= canvas
-    return np.asarray(cv2.flip(mask, 0), np.uint8) if flipped else mask
+    return mask
 
 
 def _polygons(outline: Outline) -> list[Float]:

@@ -23,11 +23,11 @@ from ingest.deid.reasons import Reason
 from ingest.readers import dicom_codecs, dicom_kind, dicom_parse, dicom_pixels, dicom_video
 from ingest.readers.dicom_pixels import PixelLayout
 from ingest.readers.dicom_source import Source, attempt, opened, refused
-from ingest.readers.image import MAX_PIXELS
 
 if TYPE_CHECKING:
     from pydicom import Dataset
 
+MAX_PIXELS = 1 << 24  # of a frame; the largest screens have half as many; ours
 MAX_DECODED = 64 << 30  # bytes of all frames together; ours
 _NATIVE = frozenset((dicom_parse.IMPLICIT, dicom_parse.EXPLICIT, dicom_parse.BIG_ENDIAN, dicom_parse.DEFLATED))
 _LOGGERS = ("pydicom", "pylibjpeg", "openjpeg", "libjpeg", "rle", "jpeg_ls", "gdcm", "PIL")

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
     Elements = dict[Any, DataElement | RawDataElement]  # by tag, an int
 
 MAX_DEPTH = 16  # sequences within sequences; ours
-MAX_ELEMENTS = 100_000
+MAX_ELEMENTS = 20_000  # elements and items; a scanner writes some hundreds; ours
 MAX_VALUE = 1 << 20  # bytes of one value that are loaded
 MAX_VALUES = 64 << 20  # of all
-MAX_FRAGMENTS = 1 << 20
+MAX_FRAGMENTS = 1 << 18
 
 IMPLICIT, EXPLICIT, BIG_ENDIAN, DEFLATED = (
     "1.2.840.10008.1.2",

@@ -154,10 +154,8 @@ def shaped(layout: PixelLayout, content: NDArray[np.uint8]) -> NDArray[np.uint8]
 
 def _doubled(quads: NDArray) -> NDArray:
     """(H, W/2, 4) of Y, Y, Cb, Cr to (H, W, 3)."""
-    out = np.empty((quads.shape[0], quads.shape[1], 2, 3), quads.dtype)
-    out[..., 0] = quads[..., :2]
-    out[..., 1:] = quads[..., None, 2:]
-    return out.reshape(quads.shape[0], -1, 3)
+    luma = np.ascontiguousarray(quads[..., :2]).reshape(len(quads), -1)
+    return cv2.merge([luma, *(np.repeat(quads[..., channel], 2, axis=1) for channel in (2, 3))])
 
 
 def finish(layout: PixelLayout, values: NDArray, photometric: str | None = None) -> NDArray[np.uint8]:

@@ -178,6 +178,15 @@ def test_an_item_with_neither_patient_nor_study_is_refused(identity: Identity) -
         assert "Smith" not in str(caught.value)
 
 
+def test_ids_that_differ_behind_a_backslash_are_two_patients(identity: Identity) -> None:
+    found = set()
+    for text in (b"4711\\1", b"4711\\2"):
+        dataset = header()
+        raw(dataset, 0x00100020, "LO", text)
+        found.add(keep(dataset, identity, today=TODAY).row["patient"])
+    assert len(found) == 2
+
+
 def test_two_issuers_with_one_patient_id_are_two_patients(row) -> None:
     assert row(IssuerOfPatientID="north")["patient"] != row(IssuerOfPatientID="south")["patient"]
 

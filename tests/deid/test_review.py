@@ -2,6 +2,8 @@
 
 import re
 import subprocess
+from collections import Counter
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -9,33 +11,45 @@ import cv2
 import numpy as np
 import pytest
 import yaml
+from fakes.deid_dicom import ultrasound
+from fakes.deid_run import SITE, World, command
 from fakes.scans import draw_screen
 
 from ingest import preprocess
 from ingest.deid.decision import Decision
 from ingest.deid.device import Device
 from ingest.deid.place import private_folder, write_private
+from ingest.deid.private import private_card, rules_of
 from ingest.deid.reasons import Reason, State
 from ingest.deid.review import FILE, Review, write_page
 from ingest.deid.review_figures import LONGEST, before_uri, cut, mark
-from ingest.deid.review_run import known_reason
+from ingest.deid.review_run import Reviewed, known_reason, review_files
 from ingest.deid.review_template import Areas, draft, kind_of
 from ingest.deid.review_words import WORDS
-from ingest.deid.templates import LEAST_SEEN
+from ingest.deid.templates import LEAST_SEEN, load_templates
+from ingest.run import ingest
 from usdata.errors import ConfigError
+from usdata.lake import Lake
 
 SIZE = (240, 320)
 CURVED = Device("ge", "logiq e9", "6")
 
 
-def decision(number: int, reason: Reason | None = None, device: Device = CURVED, **values: Any) -> Decision:
-    """An item of a drawn screen, whose key is its number."""
+@cache
+def drawn() -> tuple[Any, Any, Any]:
+    """A frame, the mask of its scan area, and the image that would be stored."""
     screen = draw_screen("curved", 1, SIZE, colour=False, background=0)
     mask = cv2.erode(screen.truth.astype(np.uint8), np.ones((5, 5), np.uint8)).astype(bool)
     after = preprocess.resize(np.where(mask, screen.frames[0], 0).astype(np.uint8), "bilinear-aa")
+    return screen.frames[0], mask, after
+
+
+def decision(number: int, reason: Reason | None = None, device: Device = CURVED, **values: Any) -> Decision:
+    """An item of a drawn screen, whose key is its number."""
+    frame, mask, after = drawn()
     facts: dict[str, Any] = {
         **{"key": f"{number:032x}", "state": reason.state if reason else State.ACCEPTED, "reason": reason},
-        **{"device": device, "shape": SIZE, "before": screen.frames[0], "mask": mask, "mask_source": "regions+fit"},
+        **{"device": device, "shape": SIZE, "before": frame, "mask": mask, "mask_source": "regions+fit"},
         **{"mask_score": 0.973, "text_box": None, "after": None if reason else after},
         "row": {"organ": "thyroid", "age": 57, "patient": "ab" * 16, "patient_known": True, "pixel_mm_x": 0.0812},
     }
@@ -222,12 +236,42 @@ def test_areas_that_have_nothing_in_common_give_no_draft():
     assert draft({CURVED}, areas) is None
 
 
+def test_areas_of_several_layouts_give_no_draft_though_they_overlap():
+    areas = Areas((200, 200))
+    for k in range(LEAST_SEEN):
+        areas.add(np.pad(np.ones((100 + 60 * (k % 2), 100), bool), ((20, 80 - 60 * (k % 2)), (50, 50))))
+    assert draft({CURVED}, areas) is None
+
+
+def test_the_draft_keeps_what_nearly_all_areas_have_in_common():
+    areas = Areas((200, 200))
+    for k in range(LEAST_SEEN):
+        areas.add(np.pad(np.ones((100 + k % 3, 100), bool), ((50, 50 - k % 3), (50, 50))))
+    found = draft({CURVED}, areas)
+    assert found and found.mask[50:150, 50:150].all() and found.mask.sum() == 100 * 100
+
+
+def test_a_draft_that_a_person_has_signed_loads(tmp_path):
+    areas = Areas(SIZE)
+    for k in range(LEAST_SEEN):
+        areas.add(decision(k).mask)
+    found = draft({CURVED}, areas)
+    assert found and "polygons: [[[" in found.text
+    (tmp_path / "ge.yaml").write_text(found.text)
+    with pytest.raises(ConfigError):
+        load_templates(tmp_path)
+    signed = found.text.replace("reviewed_by: ''", "reviewed_by: data protection officer")
+    signed = signed.replace("reviewed_on: ''", "reviewed_on: 2026-01-31").replace("images_seen: 0", "images_seen: 20")
+    (tmp_path / "ge.yaml").write_text(signed)
+    assert load_templates(tmp_path).find(CURVED, SIZE) is not None
+
+
 def test_a_draft_is_for_any_software_if_the_pictures_are_of_several():
     areas = Areas((200, 200))
     for _ in range(LEAST_SEEN):
         areas.add(np.pad(np.ones((100, 100), bool), 50))
-    text = draft({CURVED, Device("ge", "logiq e9", "7")}, areas)
-    assert text and yaml.safe_load(text)["templates"][0]["software"] is None
+    found = draft({CURVED, Device("ge", "logiq e9", "7")}, areas)
+    assert found and yaml.safe_load(found.text)["templates"][0]["software"] is None
 
 
 def test_a_mask_that_was_scaled_down_counts_at_the_size_of_the_source():
@@ -320,3 +364,75 @@ def test_a_page_that_can_not_be_written_leaves_nothing_behind(tmp_path):
     with pytest.raises(ConfigError, match="Can't write"):
         write_private(place / FILE, b"page")
     assert [entry.name for entry in place.iterdir()] == [FILE]
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+FOLDER = "Xaverina_Quorbeltal"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Three drawn examinations, one cut off, a text and a link that leads nowhere. Tests only read it."""
+    world = World(tmp_path_factory.mktemp("site"))
+    for number in range(3):
+        ultrasound(f"review {number}").write(world.source / FOLDER / f"IM{number}.dcm")
+    whole = (world.source / FOLDER / "IM0.dcm").read_bytes()
+    (world.source / FOLDER / "half.dcm").write_bytes(whole[: len(whole) // 2])
+    (world.source / "list of Quorbeltal.txt").write_text("Quorbeltal")
+    (world.source / "gone.dcm").symlink_to("nowhere")
+    return world
+
+
+def looked_at(world: World, **options: Any) -> Reviewed:
+    card = private_card(SITE)
+    rules = rules_of(card, world.key, source=world.source, area=world.area)
+    return review_files(card, world.source, rules, **options)
+
+
+def test_the_verdicts_are_those_of_an_ingest(site, tmp_path):
+    card = private_card(SITE)
+    rules = rules_of(card, site.key, source=site.source, area=site.area)
+    report = ingest(card, site.source, Lake.create(tmp_path / "lake"), rules=rules)
+    review = looked_at(site).review
+    counts = review.counts()
+    assert counts["items"] == 6 and counts["accepted"] == report.counts.samples == 3
+    assert Counter(line.reason for line in review.lines if line.reason) == report.reasons
+
+
+def test_items_are_asked_for_by_the_first_digits_of_their_keys(site):
+    wanted = [site.identity().source(f"{FOLDER}/IM{number}.dcm") for number in (1, 2)]
+    found = looked_at(site, keys=[wanted[0][:8], wanted[1].upper()], show_paths=True)
+    assert sorted(line.key for line in found.review.lines) == sorted(wanted) and found.seen == 6
+    page = found.review.page(seen=found.seen)
+    assert f"{FOLDER}/IM1.dcm" in page and "items looked at, of 6" in page and "IM0.dcm" not in page
+
+
+@pytest.mark.parametrize("key", ["0" * 32, "12345", "IM0.dcm", ""])
+def test_a_key_that_fits_no_item_is_refused_without_being_repeated(site, key):
+    with pytest.raises(ConfigError, match="One of the keys fits no item") as caught:
+        looked_at(site, keys=[key])
+    assert key == "" or key not in str(caught.value)
+
+
+def test_the_first_items_are_those_of_the_lowest_keys(site):
+    everything = sorted(line.key for line in looked_at(site).review.lines)
+    some = looked_at(site, first=2)
+    assert [line.key for line in some.review.lines] == everything[:2] and some.seen == 6
+
+
+def test_the_verb_writes_into_the_private_area_and_prints_no_name(site):
+    where = ["--from", str(site.source), "--name", SITE, "--key-file", str(site.key), "--area", str(site.area)]
+    run = command(site, ["deid-review", *where, "--workers", "2", "--show-paths"])
+    page = site.area / SITE / "review" / FILE
+    assert run.code == 0, run.stderr
+    said = (run.stdout + run.stderr).decode()
+    assert "6 items: 3 accepted, 2 quarantined, 1 rejected" in said and str(page) in said.replace("\n", "")
+    assert "Quorbeltal" not in said and FOLDER in page.read_text()
+    assert [path.name for path in site.area.rglob("*") if path.is_file() and path.suffix != ".jsonl"] == [FILE]
+
+    (site.root / "shared").mkdir()
+    (site.root / "shared" / "lake.json").touch()
+    refused = command(site, ["deid-review", *where, "--out", str(site.root / "shared" / "review")])
+    assert refused.code == 1 and b"lies in a lake" in refused.stderr
+    assert [path.name for path in (site.root / "shared").iterdir()] == ["lake.json"]

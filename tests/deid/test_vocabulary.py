@@ -160,7 +160,8 @@ def test_a_model_without_a_maker_is_found_if_only_one_has_it() -> None:
         ("convex", "C5-1 C5_1 C9-2 C1-5-D C1-6 4C RAB6 6C1 4C1 PVT-375BT C60x SC6-1 3C5A CA1-7A CA541 SC5-1U"),
         (
             "linear",
-            "L12-3 L12-5 9L ML6-15 ML6-15-D 9L4 14L5 18L6 PLT-704SBT PLT-1005BT L14-5 L14-6Ns L38x HFL38x LA523 SL15-4 eL18-4 L15-7io",
+            "L12-3 L12-5 9L ML6-15 ML6-15-D 9L4 14L5 18L6 PLT-704SBT PLT-1005BT L14-5 L14-6Ns L38x HFL38x LA523 SL15-4 "
+            "eL18-4 L15-7io",
         ),
         ("phased", "S5-1 X5-1 M5S M5Sc-D 3Sp 4V1 4V1c PST-30BT P21x P4-2s PA240 P2-4BA S4-1"),
         ("endocavity", "C10-3v E8C RIC5-9 RIC5-9-D EV8C4 PVT-661VT 6CV1s ICTx V5-9 C9-4v IC5-9-D SE12-3"),

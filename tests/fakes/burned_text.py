@@ -30,8 +30,30 @@ COLOURS = MappingProxyType(
     }
 )
 WORDS = (
-    *("SMITH", "MULLER", "Ivanova", "O'BRIEN", "Garcia", "DOE^JANE", "Yamada", "NGUYEN", "patient", "HOSPITAL", "Kowalski"),
-    *("MRN 48213907", "ID:7730021", "1974-03-02", "12/05/1961", "02.03.1974", "14:25:31", "A-1093-22", "LT BREAST", "RUQ 3"),
+    *(
+        "SMITH",
+        "MULLER",
+        "Ivanova",
+        "O'BRIEN",
+        "Garcia",
+        "DOE^JANE",
+        "Yamada",
+        "NGUYEN",
+        "patient",
+        "HOSPITAL",
+        "Kowalski",
+    ),
+    *(
+        "MRN 48213907",
+        "ID:7730021",
+        "1974-03-02",
+        "12/05/1961",
+        "02.03.1974",
+        "14:25:31",
+        "A-1093-22",
+        "LT BREAST",
+        "RUQ 3",
+    ),
     *("Dr. Weiss", "F 57Y", "12w4d", "SAINT ANNE", "100%", "7.5MHz", "Gn 48", "Rib"),
 )
 MARKS = ("plus", "cross", "dotted", "body", "arrow", "star")
@@ -91,7 +113,9 @@ def _outline_font(text: str, style: Style) -> NDArray[np.uint8]:
     if style.font == "cv2":
         scale = style.height / 20.0  # of OpenCV 5's built-in font at scale 1
         canvas = np.zeros((style.height * 3, int(style.height * (len(text) + 2) * 1.2)), np.uint8)
-        cv2.putText(canvas, text, (style.height, style.height * 2), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, 1, cv2.LINE_AA)
+        cv2.putText(
+            canvas, text, (style.height, style.height * 2), cv2.FONT_HERSHEY_SIMPLEX, scale, 255, 1, cv2.LINE_AA
+        )
         return canvas
     font = _sized(style.font, style.height)
     x0, y0, x1, y1 = font.getbbox(text)
@@ -124,13 +148,17 @@ def _load(name: str, size: int) -> ImageFont.FreeTypeFont:
     return font
 
 
-def draw_text(frame: Frame, text: str, at: tuple[int, int], style: Style = Style()) -> tuple[Frame, Ink]:  # noqa: B008
+def draw_text(frame: Frame, text: str, at: tuple[int, int], style: Style = Style()) -> tuple[Frame, Ink]:
     """`text` with the upper left corner of its ink at `at` = (x, y); what falls outside the frame is cut."""
     return _put(frame, cover(text, style), at, style)
 
 
 def draw_mark(
-    frame: Frame, kind: str, at: tuple[int, int], size: int = 11, style: Style = Style()  # noqa: B008
+    frame: Frame,
+    kind: str,
+    at: tuple[int, int],
+    size: int = 11,
+    style: Style = Style(),
 ) -> tuple[Frame, Ink]:
     """A graphic of `MARKS` with its upper left corner at `at`; `dotted` is a line of dots `6 x size` long."""
     return _put(frame, mark_cover(kind, size, style.smooth), at, style)

@@ -173,11 +173,12 @@ def compare(stored: NDArray[np.uint8], row: dict[str, Any], clean: NDArray[np.ui
     around = np.ones((3, 3), np.uint8)
     highest, lowest = cv2.dilate(given, around).astype(int), cv2.erode(given, around).astype(int)
     kept = cv2.morphologyEx((stored > 0).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5)))
-    inner = (cv2.erode(allowed, np.ones((7, 7))) == 255) & (cv2.erode(kept, np.ones((9, 9))) > 0)
+    kept = np.pad(kept, 4)  # what lies beyond the image is not kept
+    inner = (cv2.erode(allowed, np.ones((7, 7))) == 255) & (cv2.erode(kept, np.ones((9, 9)))[4:-4, 4:-4] > 0)
     differing = (stored.astype(int) > highest + 8) | (inner & (stored.astype(int) < lowest - 8))
     echo = truth & (preprocess.to_grey(clean) > 20)
     inside = np.zeros_like(echo)
     inside[box] = True
-    whole = preprocess.resize(np.ascontiguousarray((echo * np.uint8(255))[box])) > 200
-    gone = (whole & (stored == 0)).sum() / max(whole.sum(), 1) * (echo & inside).sum() + (echo & ~inside).sum()
+    full = preprocess.resize(np.ascontiguousarray((echo * np.uint8(255))[box])) > 200
+    gone = (full & (stored == 0)).sum() / max(full.sum(), 1) * (echo & inside).sum() + (echo & ~inside).sum()
     return Seen(int(((allowed == 0) & (stored > 0)).sum()), int(differing.sum()), float(gone / max(echo.sum(), 1)))

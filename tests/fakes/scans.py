@@ -1,4 +1,4 @@
-"""Drawn scanner screens with a known scan area: what tests of the scan area, of the text check and of the bench look at.
+"""Drawn scanner screens with a known scan area, for tests of what is cut out of one and of what is found in it.
 
 `draw_screen` is the one entry. A screen has a sector of moving speckle (curved, phased, linear or steered) on a black
 or flat dark background, and around it what consoles show: a banner, settings, depth ticks, a grey bar, an ECG line, a
@@ -48,7 +48,7 @@ class Screen:
 
 @dataclass(frozen=True, slots=True)
 class _Sector:
-    """Scan conversion: radius and angle (as fractions 0..1 of depth and width) of every pixel, and where both are in."""
+    """Scan conversion: depth (0 to 1) and place across (-1 to 1) of every pixel, and where both are within."""
 
     depth: Float
     across: Float

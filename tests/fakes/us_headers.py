@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pydicom import config
 from pydicom.dataelem import DataElement, RawDataElement
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.sequence import Sequence
@@ -24,9 +25,10 @@ def header(**fields: Any) -> Dataset:
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     start = {"PatientID": "4711-0815", "StudyInstanceUID": STUDY, "SOPInstanceUID": CLIP, "StudyDate": "20200229"}
-    for name, value in {**start, **fields}.items():
-        if value is not None:
-            setattr(dataset, name, value)
+    with config.disable_value_validation():
+        for name, value in {**start, **fields}.items():
+            if value is not None:
+                setattr(dataset, name, value)
     return dataset
 
 

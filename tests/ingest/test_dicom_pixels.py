@@ -106,6 +106,16 @@ def test_monochrome1_is_inverted(tmp_path):
     assert frames_of(path)[0].tolist() == [[255, 0, 249, 127]]
 
 
+@pytest.mark.parametrize("syntax", ["jpeg_ls", "jpeg_2000"])
+@pytest.mark.parametrize("stored", [12, 16])
+def test_signed_values_keep_their_order_when_compressed(tmp_path, syntax, stored):
+    values = (echo_grey(bits=stored).astype(np.int32) - (1 << stored - 1)).astype(np.int16)
+    wanted = frames_of(write_dicom(tmp_path / "a", values, signed=True, stored=stored))
+    found = frames_of(write_dicom(tmp_path / "b", values, signed=True, stored=stored, syntax=syntax))
+    np.testing.assert_array_equal(found, wanted)
+    np.testing.assert_array_equal(wanted, frames_of(write_dicom(tmp_path / "c", echo_grey(bits=stored), stored=stored)))
+
+
 @pytest.mark.parametrize("syntax", ["explicit", "implicit", "big_endian", "rle"])
 def test_signed_values_keep_their_order(tmp_path, syntax):
     values = np.array([[-32768, -1, 0, 32767]], np.int16)
@@ -444,6 +454,15 @@ def test_rle_and_jpeg_2000_are_the_same_through_whichever_plugin_is_there(tmp_pa
             with monkeypatch.context() as patch:
                 patch.setattr(Decoder, "available_plugins", (other,))
                 np.testing.assert_array_equal(frames_of(path), [picture], err_msg=f"{syntax} {other}")
+
+
+def test_a_lossy_jpeg_of_12_bits_needs_a_decoder_that_is_not_permissive(tmp_path):
+    content = bytearray(jpeg_frame(echo_grey()))
+    content[content.index(b"\xff\xc0") + 4] = 12
+    path = write_dicom(
+        tmp_path / "a", echo_grey(bits=12), stored=12, syntax="jpeg_extended", fragments=[bytes(content)]
+    )
+    assert reason(path) == "transfer_syntax"
 
 
 @pytest.mark.parametrize(

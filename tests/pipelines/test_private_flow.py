@@ -112,6 +112,18 @@ def test_the_deployment_is_called_ingest_private_and_names_its_flow():
     assert resolve_name(spec.entrypoint).name == "ingest"
 
 
+def test_serve_tells_how_to_ask_for_it_where_folder_and_key_are_known(world, tmp_path, monkeypatch, capsys):
+    from pipelines.serve import _welcome
+
+    line = "prefect deployment run ingest/private -p name=FOLDER --watch"
+    _welcome("http://127.0.0.1:4200/api", tmp_path / "lake", None)
+    said = capsys.readouterr().err
+    assert line in said and "Without files: busi," in said and str(world.source) not in said
+    monkeypatch.delenv("USDATA_PRIVATE_DIR")
+    _welcome("http://127.0.0.1:4200/api", tmp_path / "lake", None)
+    assert line not in capsys.readouterr().err
+
+
 # --- runs that fail ---------------------------------------------------------------------------------------------------
 
 
