@@ -154,12 +154,16 @@ def drawn_areas() -> Iterator[tuple[str, Frame, Mask]]:
     """Drawn screens of every kind, some with colour flow, and simulated B-mode images."""
     sizes = ((600, 800), (480, 640), (768, 1024))
     for kind in KINDS:
-        for seed in range(10):
+        for seed in range(22):
             jpeg = None if seed % 2 else 90
             screen = draw_screen(
-                kind, 100 + seed, sizes[seed % 3], colour=bool(seed % 4 // 2), jpeg=jpeg, doppler=seed > 7
+                kind, 100 + seed, sizes[seed % 3], colour=bool(seed % 4 // 2), jpeg=jpeg, doppler=seed % 9 == 8
             )
             yield "screens", screen.frames[0], shrunk(screen.truth, 3)
+        for seed in range(3):  # what `TextCheck.end` looks at
+            screen = draw_screen(kind, 200 + seed, sizes[seed], frames=10, colour=False)
+            for still in (screen.frames.min(0), screen.frames.max(0)):
+                yield "screens", still, shrunk(screen.truth, 3)
     for spec in plan(1000, 7)[::28]:
         image = render(spec).image
         yield "phantom", image, tissue_mask(image, 5)

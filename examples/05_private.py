@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from pydicom import Dataset
 from pydicom.dataset import FileMetaDataset
 from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+from scipy.ndimage import gaussian_filter
 
 from ingest.deid.key import new_key
 from ingest.deid.private import private_card, rules_of
@@ -29,12 +30,14 @@ ULTRASOUND = "1.2.840.10008.5.1.4.1.1.6.1"
 def screen(seed: int) -> np.ndarray:
     """A linear probe's picture, (480, 640) uint8: speckle in a rectangle, and a banner that names the patient."""
     rng = np.random.default_rng(seed)
-    grain = rng.rayleigh(1.0, (ROWS // 2, COLUMNS // 2)).repeat(2, 0).repeat(2, 1)
+    real, imaginary = (gaussian_filter(rng.normal(size=(ROWS, COLUMNS)), 1.5) for _ in range(2))
+    echo = np.hypot(real, imaginary)  # its grain is speckle: Rayleigh distributed
     depth, across = np.linspace(0, 1, ROWS)[:, None], np.linspace(0, 1, COLUMNS)
-    tissue = 60 + 25 * np.sin(9 * depth + 2 * across + seed) - 20 * depth
+    tissue = 80 + 35 * np.sin(9 * depth + 2 * across + seed) - 20 * depth
+    grey = np.clip(tissue + 28 * np.log(echo / echo.mean()), 6, 255)  # scanners show the logarithm
     picture = np.zeros((ROWS, COLUMNS), np.uint8)
     box = (slice(70, 440), slice(120, 520))
-    picture[box] = np.clip(tissue * grain * 0.9, 8, 255)[box]
+    picture[box] = grey[box]
     image = Image.fromarray(picture)
     ImageDraw.Draw(image).text((8, 8), f"{NAME.replace('^', ' ')}  {NUMBER}  General Hospital", fill=255, font_size=20)
     return np.array(image)

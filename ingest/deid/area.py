@@ -63,7 +63,7 @@ def find_area(summary: Summary, regions: Sequence[Region], device: Device, templ
             raise Refusal(Reason.NO_SCAN_AREA, "pixels")
         kept = template.mask() if allowed is None else template.mask() & allowed
         return _area(kept, "template", 0.0, template.kind)
-    if not steady(summary):
+    if not steady(summary, sector.mask):
         raise Refusal(Reason.AREA_DIFFERS, "pixels")
     kept = sector.mask if allowed is None else sector.mask & allowed
     return _area(kept, _source(stated, template), sector.score, sector.kind)

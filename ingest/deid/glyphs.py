@@ -6,7 +6,7 @@ Three tests, each enough to reject:
 
 * steps between neighbouring pixels that are steeper than the tissue of the same picture has them, close together
   (`glyphs_maps`): a linear score of windows of 16 x 16 and 16 x 32 pixels;
-* a few pixels of yellow, cyan or green on a picture that is grey or tinted and shows no colour flow;
+* thin strokes of colour on a picture that is grey or tinted and shows no colour flow;
 * at the end of a cine the first test once more, on the darkest and the brightest value that each pixel ever had: there
   moving tissue is smooth, and what stands still stands out.
 """
@@ -28,9 +28,9 @@ EVERY = 16  # frames of a cine from one whole test to the next, whatever the qui
 LEAST_FRAMES = 8  # below it nothing is said about what stands still (ours)
 MOVED = 6.0  # mean grey levels between a pixel's darkest and brightest: below, the picture stood still (ours)
 LEAST_SIDE = 4 * CELL  # pixels
-COLOURED = 60  # levels by which green exceeds the lesser of red and blue: yellow, green, cyan; tints stay below (ours)
-FLOW = 60  # levels by which red or blue exceeds green: colour flow, which is yellow and cyan in places too (ours)
-FLOW_PIXELS = 40  # at half size; from here on the picture shows flow
+COLOURED = (40, 0.3)  # levels plus share of the brightest of R, G, B by which it exceeds the least: no tint does (ours)
+FLOW_WIDTH, FLOW_PIXELS = 5, 40  # at half size: what is wider, in all more than so many pixels, is colour flow, no ink
+BLUE, BLUE_PIXELS = 60, 12  # so much bluer than red and green is flow too, however thin: no console writes in it (ours)
 COLOURED_PIXELS = 7  # at half size, within 8 x 16 of them
 
 
@@ -136,17 +136,21 @@ class TextCheck:
         return self._box(np.array(boxes)) if boxes else None
 
     def _coloured(self, part: Bytes) -> Box | None:
-        """Yellow, cyan or green ink on a picture without colour flow."""
+        """Coloured ink on a picture that is grey or tinted; where colour flow is shown the first test alone decides."""
         size = (self._half.shape[1], self._half.shape[0])
         red, green, blue = cv2.split(cv2.resize(part, size, interpolation=cv2.INTER_AREA))
-        excess = cv2.subtract(cv2.max(red, blue), green)
-        flow = cv2.threshold(excess, FLOW, 1, cv2.THRESH_BINARY)[1]
-        ink = cv2.threshold(cv2.subtract(green, cv2.min(red, blue)), COLOURED, 1, cv2.THRESH_BINARY)[1]
-        ink = cv2.bitwise_and(cv2.subtract(ink, flow), self._half)
+        most = cv2.max(cv2.max(red, green), blue)
+        span = cv2.subtract(most, cv2.min(cv2.min(red, green), blue))
+        excess = cv2.subtract(span, cv2.convertScaleAbs(most, alpha=COLOURED[1]))
+        ink = cv2.threshold(excess, COLOURED[0], 1, cv2.THRESH_BINARY)[1]
+        ink = cv2.bitwise_and(ink, self._half)
         if cv2.countNonZero(ink) < COLOURED_PIXELS:
             return None
-        if cv2.countNonZero(cv2.bitwise_and(flow, self._half)) >= FLOW_PIXELS:
-            return None  # the first test alone decides here
+        wide = cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones((FLOW_WIDTH, FLOW_WIDTH), np.uint8))
+        blueness = cv2.bitwise_and(cv2.subtract(blue, cv2.max(red, green)), self._half * 255)
+        bluest = cv2.countNonZero(cv2.threshold(blueness, BLUE, 1, cv2.THRESH_BINARY)[1])
+        if cv2.countNonZero(wide) > FLOW_PIXELS or bluest >= BLUE_PIXELS:
+            return None
         near = cv2.boxFilter(ink, cv2.CV_16U, (16, 8), anchor=(0, 0), normalize=False, borderType=cv2.BORDER_CONSTANT)
         hits = np.argwhere(near >= COLOURED_PIXELS)
         if not len(hits):

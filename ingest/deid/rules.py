@@ -1,6 +1,8 @@
 """What decides the outcome of de-identification, without any secret in it: it travels to other processes."""
 
 from dataclasses import asdict, dataclass
+from functools import cache
+from importlib.resources import files
 from pathlib import Path
 from typing import Any, Self
 
@@ -13,7 +15,7 @@ from ingest.deid.templates import load_templates
 from usdata.errors import ConfigError
 
 DEID_VERSION = 1  # of the rules, as the catalog stores it; raise it when the same file would come out otherwise
-TABLES_VERSION = 1  # of vocab/*.yaml; raise it when a word is added
+TABLES_VERSION = 1  # of vocab/*.yaml, as the audit tells it
 PUBLISHED = "published"  # in place of a key's fingerprint: files that their owner published, no secret protects them
 
 
@@ -87,6 +89,13 @@ class Rules:
             *decoders(),
         ]
         return xxhash.xxh3_128_hexdigest("|".join(map(str, parts)).encode())
+
+
+@cache
+def tables_digest() -> str:
+    """Hash of the vocabularies: with another word in them, the same file may give another row."""
+    tables = sorted(files("ingest").joinpath("deid", "vocab").iterdir(), key=lambda table: table.name)
+    return xxhash.xxh3_128_hexdigest(b"".join(t.read_bytes() for t in tables if t.name.endswith(".yaml")))
 
 
 def decoders() -> list[str]:

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.deid.sector_echo import Echo, Looking, Mask, find_echo, look_at
+from ingest.deid.sector_echo import Echo, Looking, Mask, background, find_echo, look_at
 from ingest.deid.sector_fit import fit_outline
 from ingest.deid.sector_shape import Outline, draw
 from ingest.deid.summary import Summary
@@ -30,7 +30,9 @@ PARALLEL = 5.0  # degrees between sides that count as parallel
 SKEWED = 8.0  # degrees by which the sides of a rectangle or trapezoid may lean differently; ours
 CONCENTRIC = 0.1  # of an arc's radius that its centre may lie from where the sides meet; ours
 BENT = 3.0  # an arc of a radius below so many times the outline's size is one; flatter is straight
-STEADY = 0.75  # share of a clip's lit cells that every quarter of it must light; ours
+STEADY = 0.92  # share of the clip's reach that every quarter of it must have; ours
+LIT = 1  # grey levels by which a lit cell's mean differs from the background, at least
+LEAST_SOFT = 0.45  # share of the piece's texture that must be weaker than a stroke of text; ours
 LOOKS = (
     Looking(3, 3),
     Looking(2, 5),
@@ -63,7 +65,7 @@ def fit_sector(summary: Summary, allowed: NDArray[np.bool_] | None, vouched: boo
     looks += [(look, True) for look in LOOKS[:3]] if vouched else []
     for look, several in looks:
         echo = find_echo(pixels, look, allowed, several=several)
-        if echo is None or (vouched and echo.divided):
+        if echo is None or echo.soft < LEAST_SOFT or (echo.divided and not several):
             continue
         for flipped in _orientations(echo.piece):
             sector = _fit(echo, summary.shape, flipped, vouched)
@@ -219,15 +221,28 @@ def _seen(outline: Outline, kind: Kind) -> bool:
     return len(sides) == 2 and (about_apex or abs(sides[0].lean + sides[1].lean) <= SKEWED)
 
 
-def steady(summary: Summary) -> bool:
-    """Whether the echo keeps its place through the clip, as far as `Summary.cells` tell.
+def steady(summary: Summary, mask: NDArray[np.bool_]) -> bool:
+    """Whether the echo reaches as far in every quarter of the clip as in all of it, as far as `Summary.cells` tell.
 
-    Four parts of the clip must each light up nearly all that the whole lights up. A depth or a layout that changes
-    half-way does not; nor does a probe that is lifted for a quarter of the clip, and that is quarantined too (ours).
+    What is compared is the convex hull of the lit cells inside `mask`, so dark tissue that moves does not count. A
+    depth or layout that changes half-way does, and so does a probe that is lifted (ours: quarantine that too).
+
+    Args:
+        mask: (H, W), the fitted sector.
     """
     parts = min(4, summary.frames // 2)
     if parts < 2:
         return True
-    lit = np.stack([part.max(axis=0) > 3 for part in np.array_split(summary.cells, parts)])
-    union = np.count_nonzero(lit.any(axis=0))
-    return union == 0 or bool(np.count_nonzero(lit, axis=(1, 2)).min() >= STEADY * union)
+    size = (summary.cells.shape[2], summary.cells.shape[1])
+    inside = cv2.resize(mask.view(np.uint8) * np.uint8(255), size, interpolation=cv2.INTER_AREA) > 127
+    colour = np.int16(background(summary.peak) or 0)
+    away = abs(summary.cells.astype(np.int16) - colour)
+    lit = [(part.max(axis=0) > LIT) & inside for part in np.array_split(away, parts)]
+    whole = _reach(np.logical_or.reduce(lit))
+    return all(_reach(part) >= STEADY * whole for part in lit)
+
+
+def _reach(lit: NDArray[np.bool_]) -> float:
+    """Area of the convex hull of what is solid, in cells."""
+    points = cv2.findNonZero(_opened(lit.view(np.uint8), 2))
+    return 0.0 if points is None else float(cv2.contourArea(cv2.convexHull(points)))

@@ -33,6 +33,7 @@ class Echo:
 
     piece: Mask  # (h, w), the largest solid piece
     strays: Mask  # (h, w), strokes of high contrast that are not of the piece: text, graphics
+    soft: float  # share of the piece's active pixels that are no strokes: near 0 for a block of text
     divided: bool  # there is another piece that is not much smaller
     scale: tuple[float, float]  # x, y: picture pixels per map pixel
     frame: tuple[float, float, float, float]  # x0, y0, x1, y1 of where echo may be, in map pixels
@@ -68,10 +69,11 @@ def find_echo(
     shrink = max(1, round(max(height, width) / COARSE))
     w, h = width // shrink, height // shrink
     active = _active(pixels, look.step, allowed)
-    dense = _dilated(_above(_shrunk(active, (w, h)), look.share), look.close)
+    activity = _shrunk(active, (w, h))
+    dense = _dilated(_above(activity, look.share), look.close)
     dense = _eroded(dense, look.close)
-    stroke = _shrunk(_above(pixels.ranges, STROKE, 255) & active, (w, h))
-    stroke = _dilated(_above(stroke, STROKE_SHARE), 3)
+    strokes = _shrunk(_above(pixels.ranges, STROKE, 255) & active, (w, h))
+    stroke = _dilated(_above(strokes, STROKE_SHARE), 3)
     side = max(5, int(0.04 * min(h, w)) | 1)
     least = LEAST_PIECE if several else 1.0
     core, divided = _largest(_dilated(_eroded(dense, side), side), least)
@@ -82,15 +84,16 @@ def find_echo(
     piece = _largest(dense & grown, least)[0]
     if piece is None:
         return None
+    soft = 1 - cv2.mean(strokes, mask=piece)[0] / max(cv2.mean(activity, mask=piece)[0], 1e-6)
     scale = (width / w, height / h)
-    return Echo(piece, stroke & (1 - _dilated(piece, 5)), divided, scale, _frame(allowed, scale, (h, w)))
+    return Echo(piece, stroke & (1 - _dilated(piece, 5)), soft, divided, scale, _frame(allowed, scale, (h, w)))
 
 
 def look_at(summary: Summary) -> Pixels:
     """The parts of `find_echo` that do not depend on how hard one looks."""
     value = summary.peak
     ranges = cv2.subtract(_dilated(value, 3), _eroded(value, 3))
-    return Pixels(summary, np.asarray(ranges, np.uint8), _background(value))
+    return Pixels(summary, np.asarray(ranges, np.uint8), background(value))
 
 
 def _active(pixels: Pixels, step: int, allowed: NDArray[np.bool_] | None) -> Mask:
@@ -126,8 +129,8 @@ def _eroded(image: Mask, side: int) -> Mask:
     return np.asarray(cv2.erode(image, np.ones((side, side), np.uint8)), np.uint8)
 
 
-def _background(value: NDArray[np.uint8]) -> int | None:
-    """The commonest value, from every second row and column."""
+def background(value: NDArray[np.uint8]) -> int | None:
+    """The background's colour: the commonest value of every second row and column, None if it is not common."""
     some = np.ascontiguousarray(value[::2, ::2])
     counts = np.bincount(some.ravel(), minlength=256)
     best = int(counts.argmax())

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from fakes.scans import KINDS, Screen, draw_screen
@@ -35,11 +36,11 @@ def look(screen: Screen, regions: tuple[Region, ...] | None = None, templates: T
 
 
 def kept_words(area: ScanArea, screen: Screen) -> int:
-    """Bright pixels of text and graphics outside the sector that would be kept."""
+    """Bright pixels of words outside the sector that would be kept; ticks and bars say nothing of a patient."""
     ink = screen.frames.reshape(len(screen.frames), *screen.truth.shape, -1).max(axis=(0, 3)) > 60
     found = 0
     for text in screen.texts:
-        if text.where not in ("inside", "callipers"):
+        if text.words and text.where != "inside":
             x0, y0, x1, y1 = text.box
             found += int((area.mask & ink & screen.outside)[y0:y1, x0:x1].sum())
     return found
@@ -51,7 +52,8 @@ def test_with_valid_regions_the_sector_is_kept_and_no_word(kind: str, size: tupl
     screen = draw_screen(kind, 11, size=size, touching="ANNA DOE", gain=0.9, flank=0.0, attenuation=0.2)
     area = look(screen)
     assert area.source == "regions+fit" and area.score >= 0.9 and kept_words(area, screen) == 0
-    assert (area.mask & screen.echo).sum() > (0.97 if size[0] > 300 else 0.94) * screen.echo.sum()
+    # 2 px are much of a small picture
+    assert (area.mask & screen.echo).sum() > (0.97 if size[0] > 300 else 0.92) * screen.echo.sum()
     rows, columns = np.flatnonzero(area.mask.any(axis=1)), np.flatnonzero(area.mask.any(axis=0))
     assert area.box == (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
 
@@ -110,15 +112,15 @@ def test_a_template_vouches_for_the_place_but_the_fit_decides_within():
 
 
 def test_the_area_is_2_pixels_smaller_but_not_at_the_picture_s_own_border():
-    rng = np.random.default_rng(2)
-    tissue = rng.rayleigh(40, (600, 800)).clip(0, 255).astype(np.uint8)
+    noise = np.random.default_rng(2).rayleigh(40, (600, 800)).clip(0, 255).astype(np.uint8)
+    tissue = np.asarray(cv2.GaussianBlur(noise, (5, 5), 1.5), np.uint8)
     region = Region(0, 40, 700, 600, 1, 1)
     area = find_area(summarise([tissue]), (region,), DEVICE, NONE)
     assert area.box == (0, 42, 698, 600) and area.kind == "rectangle"
 
 
 def test_a_sector_that_moves_is_refused():
-    screen = draw_screen("phased", 17, frames=8, moving=True, gain=0.9)
+    screen = draw_screen("phased", 17, size=(480, 640), frames=6, moving=True, gain=0.9)
     with pytest.raises(Refusal) as refused:
         look(screen, ())
     assert refused.value.reason in (Reason.AREA_DIFFERS, Reason.NO_SCAN_AREA)

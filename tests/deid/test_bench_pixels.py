@@ -58,10 +58,12 @@ def fill(world: World, chosen: list[Burned], form: str = "dcm") -> tuple[Bench, 
     return bench, screens
 
 
-def test_burned_in_text_is_not_in_the_lake(world):
-    chosen = [screen for number, screen in enumerate(burned()) if number % 8 == 0]
-    bench, screens = fill(world, chosen)
-    check(bench, screens, ingest(world))
+def test_neither_burned_in_text_nor_what_hides_around_pixels_is_in_the_lake(world):
+    bench, screens = fill(world, list(burned(every=8)))
+    for made in encoded(every=4):
+        screens[bench.put(made.name, made.draft, made.secrets)] = (made.clean, made.truth)
+    check(bench, screens, ingest(world), slack=LOSSY)
+    assert bench.summary()["accepted"] >= 5 and bench.summary()["text_in_scan_area"] >= 3, bench.states()
 
 
 @pytest.mark.deid
@@ -76,7 +78,7 @@ def test_no_burned_in_text_of_any_size_colour_or_place_is_in_the_lake(world, for
 
 @pytest.mark.deid
 def test_text_outside_the_sector_does_not_keep_an_item_out(world):
-    chosen = [screen for screen in burned() if not screen.inside]
+    chosen = [screen for screen in burned() if not screen.overlap and len(screen.frames) == 1]
     bench, screens = fill(world, chosen)
     check(bench, screens, ingest(world, workers=2))
     assert bench.summary()["accepted"] >= 0.9 * len(chosen), bench.states()
@@ -90,6 +92,7 @@ def test_a_secret_in_one_frame_of_a_video_is_not_in_the_lake(world):
     assert not bench.summary()["accepted"], bench.states()
 
 
+@pytest.mark.deid
 def test_secrets_around_the_pixels_do_not_come_out(world):
     bench, screens = Bench(world), {}
     for made in encoded():
@@ -123,11 +126,6 @@ def yielded(world: World, number: int) -> tuple[float, float]:
     )
     assert not judge(bench, screens)
     return bench.summary()["accepted"] / number, float(np.mean(lost))
-
-
-def test_good_files_get_in_and_keep_their_sector(world):
-    accepted, lost = yielded(world, 8)
-    assert accepted >= 0.85 and lost < 0.05  # few files; the long test has the project's bounds
 
 
 @pytest.mark.deid

@@ -68,6 +68,7 @@ def test_two_workers_write_the_same_bytes_as_one(first, tmp_path):
     assert tree_digest(world.lake) == tree_digest(first[0].world.lake)
 
 
+@pytest.mark.deid
 def test_a_second_run_changes_nothing_and_says_nothing(first, tmp_path):
     world, _ = again(first, tmp_path)
     before = tree_digest(world.lake)
@@ -80,6 +81,7 @@ def test_a_second_run_changes_nothing_and_says_nothing(first, tmp_path):
         first[0].world = kept
 
 
+@pytest.mark.deid
 def test_with_another_key_no_identity_is_the_same(first, tmp_path):
     world, run = again(first, tmp_path, key=2)
     assert run.code == 0, run.stderr
@@ -95,7 +97,7 @@ def test_the_order_in_the_lake_is_not_that_of_names(first):
     world = first[0].world
     kept = outcomes(world)
     by_name = [row["sample_id"] for name in sorted(kept) for row in kept[name].rows]
-    assert columns(world, "sample_id") != by_name
+    assert len(by_name) > 8 and columns(world, "sample_id") != by_name
 
 
 def test_the_key_is_in_no_argument_variable_file_or_message(first):
@@ -104,6 +106,7 @@ def test_the_key_is_in_no_argument_variable_file_or_message(first):
     assert len(run.seen.told) > 2, "no process was seen"
 
 
+@pytest.mark.deid
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604])
 def test_a_key_file_that_others_can_read_is_refused(world, mode):
     Bench(world).put("one", ultrasound("runs/key"))
@@ -113,6 +116,7 @@ def test_a_key_file_that_others_can_read_is_refused(world, mode):
     assert not (world.lake / "shards").exists()
 
 
+@pytest.mark.deid
 def test_without_a_key_nothing_is_read(world):
     Bench(world).put("one", ultrasound("runs/no key"))
     world.key.unlink()

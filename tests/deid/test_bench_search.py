@@ -1,5 +1,6 @@
 """The bench itself: it finds every secret where it was planted, and every leak of a pretended ingest."""
 
+import itertools
 import struct
 from dataclasses import replace
 
@@ -18,8 +19,9 @@ def test_each_place_has_a_name_of_its_own():
     assert len(names) == len(set(names)) > 700
 
 
-def test_every_secret_of_a_dicom_file_is_found_in_that_file(tmp_path):
-    for family, draft in drafts():
+@pytest.mark.parametrize("every", [8, pytest.param(1, marks=pytest.mark.deid)])
+def test_every_secret_of_a_dicom_file_is_found_in_that_file(tmp_path, every):
+    for family, draft in itertools.islice(drafts(), 0, None, every):
         draft.write(tmp_path / "one.dcm")
         content, planted = (tmp_path / "one.dcm").read_bytes(), draft.planted()
         found = {place for place, _ in Needles(planted).in_bytes(content, text=True)}

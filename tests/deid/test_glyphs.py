@@ -59,13 +59,35 @@ def test_a_white_word_of_7_to_40_px_is_found_on_every_kind_of_screen(screens, he
         assert found_on(frame, mask)
 
 
-@pytest.mark.parametrize("colour", [name for name in COLOURS if name not in ("dark", "red")])
+@pytest.mark.parametrize("colour", [name for name in COLOURS if name != "dark"])
 def test_a_date_is_found_in_every_bright_colour_smooth_or_not(screens, colour):
     for screen in screens:
         mask = inside(screen.truth)
+        frame = screen.frames[0] if screen.frames.ndim == 4 else np.stack([screen.frames[0]] * 3, -1)
         for smooth in (True, False):
             style = Style(height=12, colour=colour, smooth=smooth)
-            assert found_on(draw_text(screen.frames[0], "1974-03-02", middle(mask), style)[0], mask)
+            assert found_on(draw_text(frame, "1974-03-02", middle(mask), style)[0], mask)
+
+
+@pytest.mark.parametrize("colour", ["red", "orange", "green", "cyan"])
+def test_coloured_text_as_bright_as_the_tissue_is_found(colour):
+    luma = int(np.dot(COLOURS[colour], (0.299, 0.587, 0.114)))
+    frame = np.full((200, 300, 3), luma, np.uint8)
+    frame, _ = draw_text(frame, "SMITH", (90, 80), Style(height=9, colour=colour))
+    assert found_on(frame, np.ones((200, 300), bool))
+
+
+@pytest.mark.parametrize("tint", [(1, 0.93, 0.8), (0.85, 0.95, 1), (1, 0.9, 0.7)])
+def test_the_tint_of_a_console_is_no_coloured_text(tint):
+    rng = np.random.default_rng(2)
+    luma = cv2.GaussianBlur(rng.integers(0, 256, (200, 300)).astype(np.float32), (0, 0), 2.5) * 1.9
+    frame = np.stack([np.clip(luma * k, 0, 255) for k in tint], -1).astype(np.uint8)
+    assert not found_on(frame, np.ones((200, 300), bool))
+
+
+def test_colour_flow_is_no_coloured_text():
+    screen = draw_screen("curved", 31, (480, 640), doppler=True)
+    assert not found_on(screen.frames[0], inside(screen.truth))
 
 
 def test_text_is_found_after_lossy_jpeg(screens):

@@ -4,8 +4,9 @@ Nothing of a text may be in a stored image: outside the true sector every stored
 what the screen without text gives.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import cv2
@@ -32,6 +33,7 @@ class Burned:
         clean: the same, without.
         truth: (H, W) bool, the sector.
         inside: whether the text lies over the tissue, so that the item must not be accepted.
+        overlap: pixels of text over tissue, some by chance where text stands in a corner or beside the sector.
     """
 
     name: str
@@ -40,6 +42,7 @@ class Burned:
     truth: NDArray[np.bool_]
     box: tuple[int, int, int, int]
     inside: bool
+    overlap: int = 0
 
     def draft(self) -> Draft:
         """As DICOM."""
@@ -47,36 +50,37 @@ class Burned:
         return ultrasound(f"burned/{self.name}", frames, regions=[self.box])
 
 
-def burned() -> Iterator[Burned]:
-    """Text of several sizes, colours and fonts in banner, corner, at the sector's edge, over tissue, in one frame."""
+def burned(every: int = 1) -> Iterator[Burned]:
+    """Text of several sizes, colours and fonts in banner, corner, at the sector's edge, over tissue, in one frame.
+
+    Args:
+        every: only each n-th; the others are not drawn.
+    """
+    for draw in [*_around(), *_over_tissue(), *_marks_and_frames()][::every]:
+        yield draw()
+
+
+def _around() -> Iterator[Callable[[], Burned]]:
     for number, (height, colour) in enumerate(
         [(8, "white"), (10, "grey"), (12, "yellow"), (16, "cyan"), (24, "orange"), (40, "white")]
     ):
-        kind = ("curved", "phased", "linear", "steered")[number % 4]
-        yield _still(f"banner/{height} px {colour}", kind, number, "banner", Style(height=height, colour=colour))
+        kind, style = ("curved", "phased", "linear", "steered")[number % 4], Style(height=height, colour=colour)
+        yield partial(_still, f"banner/{height} px {colour}", kind, number, "banner", style)
     for number, (height, colour) in enumerate([(8, "grey"), (12, "white"), (14, "yellow"), (20, "green")]):
-        kind = ("curved", "phased")[number % 2]
+        kind, style = ("curved", "phased")[number % 2], Style(height=height, colour=colour)
         for place in ("corner", "edge", "beside"):
-            style = Style(height=height, colour=colour)
-            yield _still(f"{place}/{height} px {colour}", kind, 20 + number, place, style)
-    yield from _over_tissue()
-    for kind in ("plus", "cross", "dotted", "body", "arrow"):
-        yield _marked(kind)
-    for which in (0, 5, 11):
-        yield _in_one_frame(which)
-    yield _still("outside/every edge", "curved", 60, "edges", Style(height=10))
+            yield partial(_still, f"{place}/{height} px {colour}", kind, 20 + number, place, style)
+    yield partial(_still, "outside/every edge", "curved", 60, "edges", Style(height=10))
 
 
-def _over_tissue() -> Iterator[Burned]:
+def _over_tissue() -> Iterator[Callable[[], Burned]]:
     number = 0
     for font in fonts()[:4]:
         for height in (7, 10, 14, 21) if font == "bitmap" else (9, 12, 18, 28):
             colour = ("white", "yellow", "cyan", "green", "orange", "white")[number % 6]
             style = Style(font=font, height=height, colour=colour, smooth=number % 3 > 0)
-            label = font.rpartition("/")[2]
-            yield _still(
-                f"inside/{height} px {colour} {label}", ("curved", "linear")[number % 2], 40 + number, "inside", style
-            )
+            label, kind = font.rpartition("/")[2], ("curved", "linear")[number % 2]
+            yield partial(_still, f"inside/{height} px {colour} {label}", kind, 40 + number, "inside", style)
             number += 1
     for label, style in (
         ("dark", Style(height=16, colour="dark")),
@@ -88,8 +92,13 @@ def _over_tissue() -> Iterator[Burned]:
         ("red", Style(height=14, colour="red")),
         ("grey", Style(height=14, colour="grey")),
     ):
-        yield _still(f"inside/{label}", "curved", 80 + number, "inside", style)
+        yield partial(_still, f"inside/{label}", "curved", 80 + number, "inside", style)
         number += 1
+
+
+def _marks_and_frames() -> Iterator[Callable[[], Burned]]:
+    yield from (partial(_marked, kind) for kind in ("plus", "cross", "dotted", "body", "arrow"))
+    yield from (partial(_in_one_frame, which) for which in (0, 5, 11))
 
 
 def _screen(
@@ -103,10 +112,11 @@ def _screen(
 def _still(name: str, kind: str, seed: int, place: str, style: Style) -> Burned:
     clean, truth, box = _screen(kind, seed)
     text = f"{word(f'burned/{name}')} {seed}1957"
-    frame = clean[0]
+    frame, overlap = clean[0], 0
     for at in _where(place, truth, box, style):
-        frame, _ = draw_text(frame, text, at, style)
-    return Burned(name, frame[None], clean, truth, box, place in ("inside", "edge"))
+        frame, ink = draw_text(frame, text, at, style)
+        overlap += int((ink & truth).sum())
+    return Burned(name, frame[None], clean, truth, box, place in ("inside", "edge"), overlap)
 
 
 def _where(place: str, truth: NDArray[np.bool_], box: tuple[int, int, int, int], style: Style) -> list[tuple[int, int]]:

@@ -5,8 +5,9 @@ stored with the same screen without it).
 """
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -44,10 +45,11 @@ class Encoded:
     truth: NDArray[np.bool_]
 
 
-def encoded() -> Iterator[Encoded]:
-    """All of them."""
-    for make in (_jpeg, _extra_fragment, _jpeg_2000, _rle, _spare_bits, _palette, _icon, _inverted, _planar):
-        yield make()
+def encoded(every: int = 1) -> Iterator[Encoded]:
+    """All of them, or only each n-th."""
+    made: list[Callable[[], Encoded]] = [
+        *(_jpeg, _extra_fragment, _jpeg_2000, _rle, _spare_bits, _palette, _icon, _inverted, _planar)
+    ]
     for label, box in (
         ("full screen", (0, 0, SIZE[1], SIZE[0])),
         ("over the banner", (0, 0, SIZE[1], SIZE[0] - 60)),
@@ -55,9 +57,11 @@ def encoded() -> Iterator[Encoded]:
         ("swapped", (500, 400, 100, 60)),
         ("none", (0, 0, 0, 0)),
     ):
-        yield _wrong_region(label, box)
+        made.append(partial(_wrong_region, label, box))
     for syntax in (ImplicitVRLittleEndian, ExplicitVRBigEndian, DeflatedExplicitVRLittleEndian):
-        yield _syntax(syntax)
+        made.append(partial(_syntax, syntax))
+    for make in made[::every]:
+        yield make()
 
 
 def _screen(

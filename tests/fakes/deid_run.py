@@ -115,16 +115,14 @@ def watch(pid: int, seen: Watch, ended: threading.Event) -> None:
 
 
 def _family(pid: int) -> list[int]:
-    """A process and its descendants."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            parents.setdefault(int(stat.read_text().rpartition(")")[2].split()[1]), []).append(int(stat.parent.name))
-        except (OSError, ValueError):
-            continue
+    """A process and its descendants (Linux)."""
     found, at = [pid], 0
     while at < len(found):
-        found += parents.get(found[at], [])
+        for children in Path(f"/proc/{found[at]}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:
+                continue
         at += 1
     return found
 

@@ -250,6 +250,7 @@ class _Speckle:
         rows = (sector.depth * (self.ROWS - 1) + sway).astype(np.float32)
         beams = ((sector.across + 1) / 2 * (self.BEAMS - 1)).astype(np.float32)
         picture = cv2.remap(level, beams, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
+        picture = cv2.GaussianBlur(picture, (3, 3), 0.8)  # a scanner's own smoothing
         tint = np.array([1.0, 0.97, 0.9]) if colour else np.ones(3)
         rgb = picture[..., None] * tint
         if doppler:
