@@ -8,6 +8,7 @@ self-check, and hand the images back. One child is one core's worth; a run with 
 """
 
 import argparse
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -23,7 +24,11 @@ from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
 from pydicom.uid import ExplicitVRLittleEndian, JPEGBaseline8Bit
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from fakes.scans import draw_screen
+
 from ingest.deid.ask import Cleaners
+from ingest.deid.device import Region
 from ingest.deid.key import new_key
 from ingest.deid.private import private_card, rules_of
 from ingest.readers import dicom
@@ -32,31 +37,18 @@ SIZE = (600, 800)
 TARGETS = {"still": 25, "cine": 400}  # per second and core, uncompressed
 
 
-def sector(rng: np.random.Generator, frames: int, colour: bool) -> NDArray[np.uint8]:
-    """Speckle in a curved sector under a banner; (n, 600, 800) or (n, 600, 800, 3)."""
-    height, width = SIZE
-    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
-    radius, angle = np.hypot(x - width / 2, y + 60), np.arctan2(x - width / 2, y + 60)
-    inside = (radius > 190) & (radius < 610) & (abs(angle) < 0.6)
-    anatomy = cv2.resize(rng.random((9, 9)).astype(np.float32), (width, height), interpolation=cv2.INTER_CUBIC)
-    stack = []
-    for _ in range(frames):
-        parts = [cv2.GaussianBlur(rng.standard_normal(SIZE, np.float32), (0, 0), 1.3) for _ in range(2)]
-        echo = np.hypot(*parts) * 330 * (0.35 + 0.6 * np.clip(anatomy, 0, 1))
-        frame = np.where(inside, np.clip(echo + 8, 1, 250), 0).astype(np.uint8)
-        if colour:
-            frame = np.stack([frame, frame, (frame * 0.94).astype(np.uint8)], axis=2)
-        cv2.putText(frame, "DOE JANE 1234567", (10, 30), cv2.FONT_HERSHEY_SIMPLEX, 0.8, (255,) * 3, 2)
-        stack.append(frame)
-    return np.stack(stack)
+def sector(frames: int, colour: bool) -> tuple[NDArray[np.uint8], Region]:
+    """A drawn scanner screen, its sector moving, and its region; (n, 600, 800) or (n, 600, 800, 3)."""
+    drawn = draw_screen("curved", 3, SIZE, frames, colour=colour, background=0, gain=1.0, flank=0.0)
+    return drawn.frames, drawn.regions[0]
 
 
-def write(path: Path, frames: NDArray[np.uint8], number: int, jpeg: bool) -> None:
+def write(path: Path, frames: NDArray[np.uint8], box: Region, number: int, jpeg: bool) -> None:
     """A DICOM file with a calibrated region; `number` makes its identity."""
     colour, data, meta = frames.ndim == 4, Dataset(), FileMetaDataset()
     data.SOPClassUID = f"1.2.840.10008.5.1.4.1.1.{'3.1' if len(frames) > 1 else '6.1'}"
-    data.SOPInstanceUID, data.StudyInstanceUID = f"2.25.1{number:08}", f"2.25.2{number:08}"
-    data.PatientID, data.PatientName, data.StudyDate = f"{number:08}", f"Doe^Jane{number}", "20190315"
+    data.SOPInstanceUID, data.StudyInstanceUID = f"2.25.17{number:08}3", f"2.25.29{number:08}3"
+    data.PatientID, data.PatientName, data.StudyDate = str(73_918_246 + number), f"Doe^Jane{number}", "20190315"
     data.Modality, data.Manufacturer, data.PatientAge = "US", "GE Healthcare", "045Y"
     data.Rows, data.Columns = SIZE
     data.SamplesPerPixel, data.PhotometricInterpretation = (3, "RGB") if colour else (1, "MONOCHROME2")
@@ -67,8 +59,8 @@ def write(path: Path, frames: NDArray[np.uint8], number: int, jpeg: bool) -> Non
         data.NumberOfFrames, data.FrameTime = len(frames), "33.3"
     region = Dataset()
     region.RegionSpatialFormat, region.RegionDataType, region.RegionFlags = 1, 1, 0
-    region.RegionLocationMinX0, region.RegionLocationMinY0 = 30, 60
-    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = 769, 569
+    region.RegionLocationMinX0, region.RegionLocationMinY0 = box.x0, box.y0
+    region.RegionLocationMaxX1, region.RegionLocationMaxY1 = box.x1 - 1, box.y1 - 1
     region.PhysicalUnitsXDirection = region.PhysicalUnitsYDirection = 3
     region.PhysicalDeltaX = region.PhysicalDeltaY = 0.02
     data.SequenceOfUltrasoundRegions = Sequence([region])
@@ -102,7 +94,7 @@ def cleaned(paths: list[Path], cleaners: Cleaners) -> int:
     for path in paths:
         examined = cleaners.examine(path, path.name)
         frames = range(examined.frames)
-        row = {"sample_id": f"bench-{'0' * 16}", **examined.row}
+        row = {"sample_id": "bench-a1b2c3d4e5f60718", **examined.row}
         kept, _ = cleaners.clean(path, path.name, frames, dict.fromkeys(frames, row))
         done += len(kept)
     return done
@@ -147,16 +139,15 @@ def measure(
     folder: Path, kind: str, colour: bool, jpeg: bool, options: argparse.Namespace, cleaners: Cleaners
 ) -> dict[str, object]:
     """One row of the table."""
-    rng = np.random.default_rng(0)
-    drawn = sector(rng, 8, colour)
+    drawn, box = sector(8, colour)
     paths = []
     if kind == "still":
         for number in range(options.stills):
-            paths.append(folder / f"{number:05d}.dcm")
-            write(paths[-1], drawn[number % 8][None], number, jpeg)
+            paths.append(folder / f"s{number}.dcm")
+            write(paths[-1], drawn[number % 8][None], box, number, jpeg)
     else:
         paths.append(folder / "cine.dcm")
-        write(paths[0], drawn[np.arange(options.frames) % 8], 0, jpeg)
+        write(paths[0], drawn[np.arange(options.frames) % 8], box, 0, jpeg)
     count = options.stills if kind == "still" else options.frames
     plain = rate(lambda: alone(paths), count, options.rounds)
     whole = rate(lambda: cleaned(paths, cleaners), count, options.rounds)

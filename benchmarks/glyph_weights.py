@@ -394,6 +394,7 @@ def write(path: Path, fitted: dict[str, Any2]) -> None:
         '"""',
         "",
     ]
+    lines += ["# fmt: off"]
     for name, w in fitted.items():
         lines.append(f"{name} = (")
         numbers = [f"{v:.3f}" for v in w]

@@ -28,6 +28,9 @@ RIM = 13  # map pixels: the rim is half as wide
 LEAST_SHARE = 0.03  # of the picture
 PARALLEL = 5.0  # degrees between sides that count as parallel
 SKEWED = 8.0  # degrees by which the sides of a rectangle or trapezoid may lean differently; ours
+# Degrees from the vertical that a side may have without a header's word: beside the flat sides of an endocavity probe's
+# cropped picture stand words, and the fit has been seen to take them in (ours)
+WIDEST = 60.0
 CONCENTRIC = 0.1  # of an arc's radius that its centre may lie from where the sides meet; ours
 BENT = 3.0  # an arc of a radius below so many times the outline's size is one; flatter is straight
 STEADY = 0.92  # share of the clip's reach that every quarter of it must have; ours
@@ -218,7 +221,9 @@ def _seen(outline: Outline, kind: Kind) -> bool:
     if kind == "rectangle":
         return len(sides) + len(ends) >= 2
     about_apex = any(curve.radius < 1e4 and abs(curve.centre) <= CONCENTRIC * curve.radius for curve in ends)
-    return len(sides) == 2 and (about_apex or abs(sides[0].lean + sides[1].lean) <= SKEWED)
+    if len(sides) < 2 or max(abs(side.lean) for side in sides) > WIDEST:
+        return False
+    return bool(about_apex or abs(sides[0].lean + sides[1].lean) <= SKEWED)
 
 
 def steady(summary: Summary, mask: NDArray[np.bool_]) -> bool:

@@ -174,21 +174,19 @@ def compare(stored: NDArray[np.uint8], row: dict[str, Any], clean: NDArray[np.ui
         truth: (H, W) bool.
     """
     box = slice(row["crop_y0"], row["crop_y1"]), slice(row["crop_x0"], row["crop_x1"])
-    grey = preprocess.to_grey(np.where(truth if clean.ndim == 2 else truth[..., None], clean, 0).astype(np.uint8))
-    wide = cv2.dilate(truth.astype(np.uint8) * 255, np.ones((2 * _SPILL + 1,) * 2, np.uint8))
-    given, allowed = (
-        preprocess.resize(np.ascontiguousarray(grey[box])),
-        preprocess.resize(np.ascontiguousarray(wide[box])),
-    )
+    near = cv2.dilate(truth.astype(np.uint8), np.ones((2 * _SPILL + 1,) * 2, np.uint8))
+    full = preprocess.to_grey(clean)
+    given = preprocess.resize(np.ascontiguousarray((full * near)[box]))
+    allowed = preprocess.resize(np.ascontiguousarray((near * np.uint8(255))[box]))
     around = np.ones((3, 3), np.uint8)
     highest, lowest = cv2.dilate(given, around).astype(int), cv2.erode(given, around).astype(int)
     kept = cv2.morphologyEx((stored > 0).astype(np.uint8), cv2.MORPH_CLOSE, np.ones((5, 5)))
     kept = np.pad(kept, 4)  # what lies beyond the image is not kept
     inner = (cv2.erode(allowed, np.ones((7, 7))) == 255) & (cv2.erode(kept, np.ones((9, 9)))[4:-4, 4:-4] > 0)
     differing = (stored.astype(int) > highest + 8) | (inner & (stored.astype(int) < lowest - 8))
-    echo = truth & (preprocess.to_grey(clean) > 20)
+    echo = truth & (full > 20)
     inside = np.zeros_like(echo)
     inside[box] = True
-    full = preprocess.resize(np.ascontiguousarray((echo * np.uint8(255))[box])) > 200
-    gone = (full & (stored == 0)).sum() / max(full.sum(), 1) * (echo & inside).sum() + (echo & ~inside).sum()
+    sure = preprocess.resize(np.ascontiguousarray((echo * np.uint8(255))[box])) > 200
+    gone = (sure & (stored == 0)).sum() / max(sure.sum(), 1) * (echo & inside).sum() + (echo & ~inside).sum()
     return Seen(int(((allowed == 0) & (stored > 0)).sum()), int(differing.sum()), float(gone / max(echo.sum(), 1)))
