@@ -79,15 +79,8 @@ class Rules:
     def digest(self, card: Card) -> str:
         """xxh3_128 of everything but the source that decides an item's outcome; keyed by nothing, quotes nothing."""
         templates = load_templates(self.templates).digest
-        parts = [
-            DEID_VERSION,
-            TABLES_VERSION,
-            self.key_fingerprint,
-            self.issuer,
-            templates,
-            card_digest(card),
-            *decoders(),
-        ]
+        parts = [DEID_VERSION, tables_digest(), self.key_fingerprint, self.issuer, templates, card_digest(card)]
+        parts += decoders()
         return xxhash.xxh3_128_hexdigest("|".join(map(str, parts)).encode())
 
 
