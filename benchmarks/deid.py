@@ -31,6 +31,7 @@ from ingest.deid.ask import Cleaners
 from ingest.deid.device import Region
 from ingest.deid.key import new_key
 from ingest.deid.private import private_card, rules_of
+from ingest.deid.reasons import Refusal
 from ingest.readers import dicom
 
 SIZE = (600, 800)
@@ -150,17 +151,21 @@ def measure(
         write(paths[0], drawn[np.arange(options.frames) % 8], box, 0, jpeg)
     count = options.stills if kind == "still" else options.frames
     plain = rate(lambda: alone(paths), count, options.rounds)
-    whole = rate(lambda: cleaned(paths, cleaners), count, options.rounds)
+    try:
+        whole, refused = rate(lambda: cleaned(paths, cleaners), count, options.rounds), ""
+    except Refusal as refusal:  # the drawn screen was not accepted: there is no rate to speak of
+        whole, refused = float("nan"), f"refused: {refusal.reason}"
     for path in paths:
         path.unlink()
     target = TARGETS[kind] if not jpeg else None
+    reached = "-" if not target else "reached" if whole >= target else f"missed by {1 - whole / target:.0%}"
     return {
         "files": f"{kind}, {'RGB' if colour else 'grey'}, {'JPEG baseline' if jpeg else 'uncompressed'}",
         "decode alone, frames/s": f"{plain:,.0f}",
-        "cleaned, frames/s": f"{whole:,.0f}",
-        "of alone": f"{whole / plain:.2f}",
+        "cleaned, frames/s": refused or f"{whole:,.0f}",
+        "of alone": "-" if refused else f"{whole / plain:.2f}",
         "target": target or "-",
-        "so": "-" if not target else "reached" if whole >= target else f"missed by {1 - whole / target:.0%}",
+        "so": "-" if refused else reached,
     }
 
 
