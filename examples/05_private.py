@@ -34,7 +34,8 @@ def screen(seed: int) -> np.ndarray:
     echo = np.hypot(real, imaginary)  # its grain is speckle: Rayleigh distributed
     depth, across = np.linspace(0, 1, ROWS)[:, None], np.linspace(0, 1, COLUMNS)
     tissue = 80 + 35 * np.sin(9 * depth + 2 * across + seed) - 20 * depth
-    grey = np.clip(tissue + 28 * np.log(echo / echo.mean()), 6, 255)  # scanners show the logarithm
+    grey = tissue + 20 * np.log(echo / echo.mean())  # scanners show the logarithm,
+    grey = np.clip(gaussian_filter(grey, 1.0), 6, 255)  # and interpolate it onto the screen
     picture = np.zeros((ROWS, COLUMNS), np.uint8)
     box = (slice(70, 440), slice(120, 520))
     picture[box] = grey[box]

@@ -38,7 +38,7 @@ def check(bench: Bench, *runs) -> None:
 
 
 def test_no_secret_of_a_header_comes_out_and_dates_are_shifted(world):
-    bench = planted(world, every=12)
+    bench = planted(world, every=14)
     check(bench, ingest(world))
     assert bench.summary()["accepted"] > 0.7 * len(bench.planted)
     stored, found = outcomes(world), 0

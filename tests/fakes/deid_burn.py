@@ -94,6 +94,10 @@ def _over_tissue() -> Iterator[Callable[[], Burned]]:
     ):
         yield partial(_still, f"inside/{label}", "curved", 80 + number, "inside", style)
         number += 1
+    for number, height in enumerate((14, 20, 28)):
+        for gain in (0.6, 0.9):  # dim tissue and bright
+            name, style = f"inside/dark {height} px, gain {gain}", Style(height=height, colour="dark")
+            yield partial(_still, name, ("curved", "linear")[number % 2], 300 + number, "inside", style, gain)
 
 
 def _marks_and_frames() -> Iterator[Callable[[], Burned]]:
@@ -102,15 +106,15 @@ def _marks_and_frames() -> Iterator[Callable[[], Burned]]:
 
 
 def _screen(
-    kind: str, seed: int, frames: int = 1
+    kind: str, seed: int, frames: int = 1, gain: float = 0.9
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], tuple[int, int, int, int]]:
-    drawn = draw_screen(kind, seed, SIZE, frames, banner=("US", "2D"), colour=True, background=0, gain=0.9, flank=0.0)
+    drawn = draw_screen(kind, seed, SIZE, frames, banner=("US", "2D"), colour=True, background=0, gain=gain, flank=0.0)
     region = drawn.regions[0]
     return drawn.frames, drawn.truth, (region.x0, region.y0, region.x1, region.y1)
 
 
-def _still(name: str, kind: str, seed: int, place: str, style: Style) -> Burned:
-    clean, truth, box = _screen(kind, seed)
+def _still(name: str, kind: str, seed: int, place: str, style: Style, gain: float = 0.9) -> Burned:
+    clean, truth, box = _screen(kind, seed, gain=gain)
     text = f"{word(f'burned/{name}')} {seed}1957"
     frame, overlap = clean[0], 0
     for at in _where(place, truth, box, style):

@@ -91,6 +91,16 @@ def _put(draft: Draft, syntax: str, content: list[bytes], photometric: str = "")
         draft.data.PhotometricInterpretation = photometric
 
 
+def compress(draft: Draft, frames: NDArray[np.uint8], quality: int = 90) -> None:
+    """Put frames, (n, H, W) or (n, H, W, 3) RGB, into a draft as JPEG baseline, the commonest form of clips."""
+    streams = []
+    for frame in frames:
+        buffer = io.BytesIO()
+        Image.fromarray(frame).save(buffer, "JPEG", quality=quality)
+        streams.append(buffer.getvalue())
+    _put(draft, JPEGBaseline8Bit, streams, "YBR_FULL_422" if frames.ndim == 4 else "MONOCHROME2")
+
+
 def _jpeg() -> Encoded:
     """A comment and EXIF inside the JPEG frame, and bytes behind its end."""
     place, draft, frame, clean, truth = _draft("JPEG frame's comment, EXIF, tail", 201)
