@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from ingest.readers.image import MAX_PIXELS
 from usdata.errors import DataError
 
+_FARTHEST = 1 << 62  # bytes: beyond, a file can't be and a system can't seek
+
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
@@ -127,6 +129,8 @@ def _boxes_end(file: BinaryIO) -> int:
         if length == 0:  # to the end of the file
             return position
         position += max(length, 8)
+        if position > _FARTHEST:
+            return position
 
 
 @contextmanager

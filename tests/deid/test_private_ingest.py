@@ -148,7 +148,7 @@ def test_the_audit_has_a_line_for_every_item_and_no_name(done: tuple[Lake, Inges
 
 def test_no_trace_of_the_machine_or_the_time_stays_in_the_lake(done: tuple[Lake, IngestReport, Path]) -> None:
     lake, _, _ = done
-    locks = [path for path in lake.root.rglob("*.lock")]
+    locks = list(lake.root.rglob("*.lock"))
     assert locks and not [path for path in locks if path.read_bytes()]
     for path in lake.root.rglob("*"):
         if path.is_file():

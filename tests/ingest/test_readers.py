@@ -367,3 +367,11 @@ def test_a_real_clip_has_the_frames_that_its_header_announces(real_data):
         info = probe(path)
         assert info.n_frames == cv2.VideoCapture(str(path)).get(cv2.CAP_PROP_FRAME_COUNT)
         assert (info.fps, info.width, info.height) == (25.0, 350, 350)
+
+
+def test_a_film_whose_box_claims_more_bytes_than_a_file_can_have_is_truncated(tmp_path):
+    path = tmp_path / "huge.mp4"
+    brand = (16).to_bytes(4) + b"ftypisom" + bytes(4)
+    path.write_bytes(brand + (1).to_bytes(4) + b"mdat" + (2**63 + 5).to_bytes(8) + bytes(64))
+    with pytest.raises(DataError, match="ends too early"):
+        probe(path)
