@@ -6,7 +6,7 @@ and the rest goes on. The shard, its rows and its report appear in the staging f
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -18,9 +18,7 @@ from numpy.typing import NDArray
 
 from ingest import phantom, preprocess
 from ingest.deid.ask import Cleaners
-from ingest.deid.audit import Audit
-from ingest.deid.reasons import Refusal
-from ingest.deid.record import open_audit, write_outcome
+from ingest.deid.reasons import PASSING, Refusal
 from ingest.plan import ShardJob
 from ingest.readers import image, mask, video
 from ingest.scan import Source, tell_internal
@@ -65,15 +63,23 @@ class ShardReport:
     xxh: str
     rejected: tuple[Rejected, ...] = field(default=())
     reused: bool = False
+    # Of items that went through `ingest.deid`: their keyed id, counts of header fields, and what showed the scan area.
+    audit: tuple[tuple[str, dict[str, int], str | None], ...] = field(default=())
 
     @classmethod
     def load(cls, path: Path) -> "ShardReport | None":
         """Read a report back from the staging folder; None if there is none, or it is damaged or of another version."""
         try:
             raw = read_json(path)
-            return cls(**raw | {"rejected": tuple(Rejected(**r) for r in raw["rejected"])})
-        except (FileNotFoundError, LakeError, TypeError, KeyError):
+            audit = tuple((key, counts, source) for key, counts, source in raw["audit"])
+            return cls(**raw | {"rejected": tuple(Rejected(**r) for r in raw["rejected"]), "audit": audit})
+        except (FileNotFoundError, LakeError, TypeError, KeyError, ValueError):
             return None
+
+    @property
+    def final(self) -> bool:
+        """Whether building it again would change nothing: no item was refused for what may be the machine's fault."""
+        return not any(r.reason in PASSING for r in self.rejected)
 
 
 def build_shard(job: ShardJob) -> ShardReport:
@@ -100,13 +106,15 @@ def build_shard(job: ShardJob) -> ShardReport:
             return done
         rejected: list[Rejected] = []
         rows: list[dict[str, Any]] = []
-        with replacing(job.staging / f"{job.name}.tar") as file, _cleaners(job) as cleaners:
+        with replacing(job.staging / f"{job.name}.tar") as file, _cleaning(job) as cleaning:
             writer = ShardWriter(file)
-            for batch in _batches(_samples(job, rejected, cleaners)):
+            for batch in _batches(_samples(job, rejected, cleaning)):
                 rows += _write(job, writer, batch)
             writer.close()
         write_part(job.staging / f"{job.name}.parquet", table_of(rows))
-        report = ShardReport(job.name, job.fingerprint, len(rows), writer.size, writer.digest, tuple(rejected))
+        audit = tuple(sorted(cleaning.audit)) if cleaning else ()
+        size, digest = writer.size, writer.digest
+        report = ShardReport(job.name, job.fingerprint, len(rows), size, digest, tuple(rejected), audit=audit)
         write_json(job.staging / f"{job.name}.json", asdict(report))
         return report
 
@@ -118,25 +126,24 @@ def _already_built(job: ShardJob) -> ShardReport | None:
     report = ShardReport.load(path)
     if report is None or not (tar.exists() and path.with_suffix(".parquet").exists()):
         return None
-    same = report.fingerprint == job.fingerprint and tar.stat().st_size == report.size
+    same = report.fingerprint == job.fingerprint and tar.stat().st_size == report.size and report.final
     return report if same and file_xxh(tar) == report.xxh else None
 
 
 @contextmanager
-def _cleaners(job: ShardJob) -> Iterator["_Cleaning | None"]:
-    """The isolated children of a job whose files go through `ingest.deid`, and the audit of what became of them."""
+def _cleaning(job: ShardJob) -> Iterator["_Cleaning | None"]:
+    """The isolated children of a job whose files go through `ingest.deid`."""
     if job.rules is None:
         yield None
         return
-    audit = open_audit(job.rules) if job.rules.private else None
-    with Cleaners(job.card, job.rules, job.interpolation, job.threads) as cleaners, audit or nullcontext():
-        yield _Cleaning(cleaners, audit)
+    with Cleaners(job.card, job.rules, job.interpolation, job.threads) as cleaners:
+        yield _Cleaning(cleaners)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cleaning:
     cleaners: Cleaners
-    audit: Audit | None  # None for published files
+    audit: list[tuple[str, dict[str, int], str | None]] = field(default_factory=list)
 
 
 def _samples(job: ShardJob, rejected: list[Rejected], cleaning: _Cleaning | None) -> Iterator[Sample]:
@@ -186,17 +193,13 @@ def _cleaned(job: ShardJob, source: Source, cleaning: _Cleaning) -> Iterator[Sam
     """The samples of a source that goes through `ingest.deid`: all of its frames, or one rejection."""
     place = source.item.place
     rows = {frame: _row(job, source, position, (0, 0)) for position, frame in enumerate(source.frames)}
-    counts: dict[str, int] = {}
     try:
         kept, counts = cleaning.cleaners.clean(job.root / place, place, source.frames, rows)
-        refusal = None
     except Refusal as error:
-        kept, refusal = [], error
         tell_internal(error)
         yield Rejected(source.item.path, None, error.step or "read", error.reason, None)
-    if cleaning.audit is not None:
-        first = kept[0].row if kept else {}
-        write_outcome(cleaning.audit, source.item.path, refusal, counts, first, len(kept), job.card.relax)
+        return
+    cleaning.audit.append((source.item.path, counts, kept[0].row["mask_source"]))
     yield from (Sample(one.row, one.image, None) for one in kept)
 
 

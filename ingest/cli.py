@@ -60,6 +60,7 @@ def ingest(
 ) -> None:
     """Bring a data set into the lake, or bring it up to date."""
     from ingest.card import get_card, load_card
+    from ingest.deid.account import check_place
     from ingest.deid.inputs import find_source
     from ingest.deid.private import open_private, private_card, rules_of
     from ingest.progress import show, tell
@@ -89,6 +90,7 @@ def ingest(
     rules = None
     if private:
         source = find_source(source, chosen.name)
+        check_place(chosen, source, Path(lake))  # before anything is written
         rules = rules_of(chosen, key_file, source=source, issuer=issuer, templates=templates, area=area)
     opening = open_private(source, rules) if source and rules else open_source(source) if source else nullcontext()
     with opening as folder:

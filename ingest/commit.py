@@ -69,7 +69,7 @@ def find_finished(lake: Lake, job: ShardJob, known: dict[str, dict[str, Any]]) -
     else:
         rejected = tuple(Rejected(**r) for r in record["rejected"])
         report = ShardReport(job.name, job.fingerprint, record["samples"], record["size"], record["xxh"], rejected)
-    if report is None or report.fingerprint != job.fingerprint:
+    if report is None or report.fingerprint != job.fingerprint or not report.final:
         return None
     tar = lake.shard_folder(job.card.name) / f"{job.name}.tar"
     if report.samples and not (tar.exists() and tar.stat().st_size == report.size and file_xxh(tar) == report.xxh):

@@ -43,6 +43,6 @@ def tell(report: run.IngestReport, lake: Lake) -> None:
     if c.quarantined:
         say(f"  quarantined: {', '.join(f'{reason} {n:,}' for reason, n in report.reasons.items())}")
         for one in report.first:
-            say(f"    {one.source_id}: {one.reason} ({one.stage}). {one.detail or ''}")
+            say(f"    {one.source_id}: {one.reason} ({one.stage}). {one.detail or ''}".rstrip())
         query = f"select source_id, stage, reason, detail from quarantine where dataset = '{report.dataset}'"
         say(f'  All of them:  usdata sql "{query}" --lake {lake.root}')

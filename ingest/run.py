@@ -18,8 +18,8 @@ from ingest import generated
 from ingest.build import Rejected, ShardReport, build_shard
 from ingest.card import Card, card_digest, get_card, registered
 from ingest.commit import clear_stale, commit, committed_shards, find_finished, take_staging
+from ingest.deid.account import accounted, check_place, whole_clips
 from ingest.deid.private import list_private
-from ingest.deid.record import write_problems
 from ingest.deid.rules import DEID_VERSION, Rules
 from ingest.layout import Listing, Problem, list_items, walk
 from ingest.plan import ShardJob, plan_shards
@@ -102,6 +102,8 @@ def prepare(
             rules, or under another key than the data set in the lake.
         UsdataError: the folder is missing or empty.
     """
+    if card.deid_profile == "private" and source is not None:
+        check_place(card, source, lake.root)
     root, listing, sources = _list(card, source, count, rules)
     rules = rules or (Rules.published(card) if card.dicom == "published" or card.scan_area == "find" else None)
     _refuse_another_key(card, lake, rules)
@@ -116,10 +118,7 @@ def prepare(
         clear_stale(staging, jobs)
         known = committed_shards(lake, card.name)
         finished = {job.name: report for job in jobs if (report := find_finished(lake, job, known))}
-    problems = [*listing.problems, *problems]
-    if rules is not None and rules.private:
-        write_problems(rules, problems)
-    return Plan(card, lake, listing, sources, jobs, finished, problems, staging, rules)
+    return Plan(card, lake, listing, sources, jobs, finished, [*listing.problems, *problems], staging, rules)
 
 
 def _list(
@@ -249,8 +248,11 @@ def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:
     """Commit the shards of a plan and say what happened to every file."""
     fresh = {report.name: report for report in built}
     reports = [plan.finished.get(job.name) or fresh[job.name] for job in plan.jobs]
+    reports = whole_clips(plan.jobs, reports)
     rejected = [Rejected(p.path, None, p.stage, p.reason, p.detail) for p in plan.problems]
     rejected += [r for report in reports for r in report.rejected]
+    if plan.rules is not None and plan.rules.private:
+        rejected = accounted(plan.card, plan.rules, plan.sources, plan.jobs, reports, rejected)
     counts = _counts(plan, reports, rejected)
     record = {
         "card_digest": card_digest(plan.card),
@@ -258,8 +260,8 @@ def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:
         "counts": {name: getattr(counts, name) for name in Counts.__slots__},
     }
     if plan.rules is not None:
-        record["deid"] = {"version": DEID_VERSION, "key_fingerprint": plan.rules.key_fingerprint}
-        _check_accounted(plan, counts, reports, rejected)
+        own = plan.card.layout is not None  # for whoever must ingest it again
+        record["deid"] = {"version": DEID_VERSION, "key_fingerprint": plan.rules.key_fingerprint, "own_card": own}
     changed = commit(plan.lake, plan.card.name, plan.staging, reports, rejected, record)
     organs: Counter[str] = Counter()
     for job, report in zip(plan.jobs, reports, strict=True):
@@ -275,25 +277,6 @@ def finish(plan: Plan, built: Iterable[ShardReport]) -> IngestReport:
         changed=changed,
         organs=dict(organs),
     )
-
-
-def _check_accounted(plan: Plan, counts: Counts, reports: list[ShardReport], rejected: list[Rejected]) -> None:
-    """Q1: every file of a private source is in the lake, in the quarantine or ignored; anything else fails the run."""
-    expected = sum(len(source.frames) for source in plan.sources)
-    frames_of = {source.item.path: 0 for source in plan.sources}
-    for job, report in zip(plan.jobs, reports, strict=True):
-        out = {r.source_id for r in report.rejected}
-        for source in job.sources:
-            if source.item.path in out:
-                frames_of[source.item.path] += len(source.frames)
-    if counts.samples + sum(frames_of.values()) != expected:
-        raise LakeError(
-            f"{expected} images were planned, {counts.samples} built and {sum(frames_of.values())} refused: some are "
-            "unaccounted for, so nothing was written.",
-            dataset=plan.card.name,
-            step="commit",
-            hint="This is a bug of usdata: please report it. The lake is as it was.",
-        )
 
 
 def _counts(plan: Plan, reports: list[ShardReport], rejected: list[Rejected]) -> Counts:

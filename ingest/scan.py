@@ -128,6 +128,8 @@ def scan_private(card: Card, root: Path, item: Item, identity: "Identity", clean
     elif "clip" not in item.fields:
         item.fields["clip"] = identity.clip(item.path)
     item.fields.setdefault("patient_known", False)
+    if found.row.get("patient") != item.fields.get("patient"):
+        item.fields.pop("study_date", None)  # it was shifted by the days of the header's patient, not of the card's
     ids = tuple(content.sample_id(card.name, frame) for frame in frames)
     return Source(item, content.hex, (), frames, ids, found.frames if found.clip else None, found.fps, clean=True)
 

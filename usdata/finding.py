@@ -46,8 +46,10 @@ def again(lake: Lake, dataset: str, images: int | None = None, registered: Colle
     place = f"--lake {quoted(lake.root)}"
     if dataset in _GENERATED:
         return f"usdata ingest {dataset} --images {'N' if images is None else images} {place}"
-    if _is_private(lake, dataset):
-        return f"usdata ingest private --name {shlex.quote(dataset)} --from PATH --key-file FILE {place}"
+    deid = _deid(lake, dataset)
+    if deid.get("key_fingerprint", "published") != "published":
+        what = "--card FILE" if deid.get("own_card") else f"private --name {shlex.quote(dataset)}"
+        return f"usdata ingest {what} --from PATH --key-file FILE {place}"
     known = f"usdata ingest {shlex.quote(dataset)} --from PATH {place}"
     own = f"usdata ingest --card FILE --from PATH {place}"
     if registered is None:
@@ -55,13 +57,13 @@ def again(lake: Lake, dataset: str, images: int | None = None, registered: Colle
     return known if dataset in registered else own
 
 
-def _is_private(lake: Lake, dataset: str) -> bool:
-    """Whether a key was needed for a data set, as its manifest says, if that can be read."""
+def _deid(lake: Lake, dataset: str) -> dict[str, Any]:
+    """How a data set was de-identified, as its manifest says, if that can be read and says so."""
     try:
         deid = (lake.read_manifest(dataset) or {}).get("deid")
     except (LakeError, OSError):
-        return False
-    return isinstance(deid, dict) and deid.get("key_fingerprint") != "published"
+        deid = None
+    return deid if isinstance(deid, dict) else {}
 
 
 def rebuild(lake: Lake) -> str:

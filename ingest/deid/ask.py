@@ -1,24 +1,25 @@
 """The parent's side of de-identification: hands files to isolated children and takes what may be stored."""
 
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from queue import SimpleQueue
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ingest.card import Card
 from ingest.deid.isolate import PATIENCE, Child, Message
-from ingest.deid.reasons import Reason, Refusal
+from ingest.deid.reasons import PASSING, Reason, Refusal
+from ingest.deid.rows import CLEANED, Rows
 from ingest.deid.rules import Rules
+from ingest.deid.temporary import temporary_folder
 from usdata.schema import IMAGE_SIZE
 
+T = TypeVar("T")
 _BYTES_PER_SECOND = 50e6  # of a slow disk: a large file may be silent for longer. Ours
 
 
@@ -50,8 +51,10 @@ class Cleaners:
             "rules": rules.as_json(),
             "interpolation": interpolation,
         }
-        self._temp = None if rules.area is None else temporary_folder(rules.area)
-        self._children = [Child(setup, self._temp) for _ in range(number)]
+        self._exit = ExitStack()
+        temp = None if rules.area is None else self._exit.enter_context(temporary_folder(rules.area))
+        self._children = [Child(setup, temp) for _ in range(number)]
+        self._rows = Rows(card)
         self._free: SimpleQueue[Child] = SimpleQueue()
         for child in self._children:
             self._free.put(child)
@@ -62,9 +65,17 @@ class Cleaners:
         Raises:
             Refusal: with its closed reason.
         """
+        return self._twice(lambda: self._examine(path, relative))
+
+    def _examine(self, path: Path, relative: str) -> Examined:
         with self._child() as child:
             content = list(child.ask("examine", _patience(path), path=str(path), relative=relative))[-1].content
-        return Examined(**{name: content[name] for name in Examined.__slots__})
+        try:
+            found = Examined(**{name: content[name] for name in Examined.__slots__})
+            self._rows.check(found.row)
+        except (KeyError, TypeError, ValueError):
+            raise Refusal(Reason.DECODER_DIED, "isolate") from None
+        return found
 
     def clean(
         self, path: Path, relative: str, frames: Sequence[int], rows: Mapping[int, Mapping[str, Any]]
@@ -78,14 +89,32 @@ class Cleaners:
             Refusal: with its closed reason.
         """
         question = {"path": str(path), "relative": relative, "frames": list(frames), "rows": rows}
+        return self._twice(lambda: self._clean(path, question, rows))
+
+    def _clean(
+        self, path: Path, question: dict[str, Any], rows: Mapping[int, Mapping[str, Any]]
+    ) -> tuple[list[Kept], dict[str, int]]:
         kept: list[Kept] = []
         with self._child() as child:
-            for message in child.ask("clean", _patience(path), **question):
-                if message.kind == "sample":
-                    kept.append(Kept(message.content["row"], _image(message)))
-        if len(kept) != len(frames):
-            raise Refusal(Reason.FRAME_MISSING, "isolate")
-        return kept, message.content["counts"]
+            messages = list(child.ask("clean", _patience(path), **question))
+        try:
+            for message, frame in zip(messages[:-1], question["frames"], strict=True):
+                found = {name: message.content["row"][name] for name in CLEANED if name in message.content["row"]}
+                self._rows.check(found)
+                kept.append(Kept({**rows[frame], **found}, _image(message)))
+            counts = {str(name): int(number) for name, number in messages[-1].content["counts"].items()}
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise Refusal(Reason.DECODER_DIED, "isolate") from None
+        return kept, counts
+
+    def _twice(self, work: Callable[[], T]) -> T:
+        """The result of a task; where the machine's state may be to blame for its failure, that of a second try."""
+        try:
+            return work()
+        except Refusal as refusal:
+            if Reason(refusal.reason) not in PASSING:
+                raise
+        return work()
 
     def decide(self, path: Path, relative: str) -> tuple[dict[str, Any], dict[str, NDArray[np.uint8]]]:
         """A file's verdict and pictures for review: see `ingest.deid.item.answer_decide`."""
@@ -113,39 +142,7 @@ class Cleaners:
     ) -> None:
         for child in self._children:
             child.__exit__(kind, error, trace)
-        if self._temp is not None:
-            leave(self._temp)
-
-
-def temporary_folder(area: Path) -> Path:
-    """This process's own folder for temporary files in the private area, mode 0700.
-
-    Folders of processes that are gone (killed before they could clear up) are removed on the way.
-    """
-    place = area / "temp"
-    for earlier in place.glob("process-*"):
-        number = earlier.name.removeprefix("process-")
-        if number.isdigit() and not _runs(int(number)):
-            shutil.rmtree(earlier, ignore_errors=True)
-    own = place / f"process-{os.getpid()}"
-    own.mkdir(mode=0o700, exist_ok=True)
-    return own
-
-
-def leave(folder: Path) -> None:
-    """Remove the temporary folder, unless another thread of this process still has something in it."""
-    with suppress(OSError):
-        folder.rmdir()
-
-
-def _runs(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+        self._exit.close()
 
 
 def _image(message: Message) -> NDArray[np.uint8]:

@@ -28,6 +28,7 @@ from ingest.deid.reasons import Reason, Refusal
 from usdata.errors import ConfigError
 
 PATIENCE = 10.0  # seconds without a sign of life after which a child is taken to hang
+CEILING = 3600.0  # seconds in all for one file, however many signs of life it gives
 STARTING = 60.0  # seconds for its start: imports from a cold disk
 MEMORY = 3 << 29  # bytes of its own, 1.5 GiB, beyond what the child has after its start
 _HEAD = struct.Struct(">II")  # bytes of JSON, bytes of pixels
@@ -87,11 +88,10 @@ class Child:
             ConfigError: the child can't start (for instance the key file is gone).
         """
         process = self._running()
+        last = time.monotonic() + CEILING
         try:
-            assert process.stdin is not None
-            process.stdin.write(pack({"task": task, **content}))
-            process.stdin.flush()
-            while True:
+            self._send(process, {"task": task, **content}, patience)
+            while time.monotonic() < last:
                 message = self._next(process, patience)
                 if message.kind == "beat":
                     continue
@@ -100,8 +100,10 @@ class Child:
                 yield message
                 if message.kind == "done":
                     return
-        except (BrokenPipeError, EOFError):
-            raise Refusal(self._why_dead(process), "isolate") from None
+            raise TimeoutError
+        except (BrokenPipeError, EOFError, ValueError, KeyError, TypeError):  # dead, or what it says is no message
+            self._end()
+            raise Refusal(Reason.DECODER_DIED, "isolate") from None
         except TimeoutError:
             self._end()
             raise Refusal(Reason.TOO_SLOW, "isolate") from None
@@ -132,12 +134,10 @@ class Child:
             process_group=0,  # Ctrl-C is for the parent, which then ends it
             env=os.environ | own,
         )
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(pack({"task": "setup", "parent": os.getpid(), **self._setup}))
-            self._process.stdin.flush()
+            self._send(self._process, {"task": "setup", "parent": os.getpid(), **self._setup}, STARTING)
             message = self._next(self._process, STARTING)
-        except (BrokenPipeError, EOFError, TimeoutError):
+        except (BrokenPipeError, EOFError, TimeoutError, ValueError, KeyError, TypeError):
             self._end()
             raise ConfigError("The process that reads private files does not start.", step="isolate") from None
         if message.kind != "ready":
@@ -152,14 +152,15 @@ class Child:
         if size > _MAX_JSON or pixels > _MAX_BLOB:
             self._end()
             raise EOFError
-        text = _read(process.stdout.fileno(), size, until)
-        return Message(json.loads(text), bytes(_read(process.stdout.fileno(), pixels, until)))
+        content = json.loads(_read(process.stdout.fileno(), size, until))
+        if not isinstance(content, dict):
+            raise EOFError
+        return Message(content, bytes(_read(process.stdout.fileno(), pixels, until)))
 
-    def _why_dead(self, process: subprocess.Popen[bytes]) -> Reason:
-        with suppress(subprocess.TimeoutExpired):
-            process.wait(2)
-        self._end()
-        return Reason.DECODER_DIED
+    def _send(self, process: subprocess.Popen[bytes], content: dict[str, Any], patience: float) -> None:
+        """Write a message, giving up on a child that does not read it."""
+        assert process.stdin is not None
+        _write(process.stdin.fileno(), pack(content), time.monotonic() + patience)
 
     def _end(self) -> None:
         """End the process, whatever it does, and remove its temporary files."""
@@ -181,6 +182,24 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end()
+
+
+def _write(file: int, content: bytes, until: float) -> None:
+    """All of `content` into a pipe.
+
+    Raises:
+        BrokenPipeError: nobody reads it any more.
+        TimeoutError: the time `until` (monotonic) came first.
+    """
+    os.set_blocking(file, False)
+    rest = memoryview(content)
+    poll = select.poll()
+    poll.register(file, select.POLLOUT | select.POLLERR)
+    while rest:
+        if not poll.poll(max(0.0, until - time.monotonic()) * 1000):
+            raise TimeoutError
+        with suppress(BlockingIOError):
+            rest = rest[os.write(file, rest) :]
 
 
 def _read(file: int, size: int, until: float) -> bytearray:

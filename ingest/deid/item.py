@@ -119,8 +119,8 @@ class TextFound(Refusal):
         self.box, self.frame = box, frame
 
 
-def open_item(path: Path, tools: Tools) -> Opened:
-    """Read a file's header, or decode it if it is a still image.
+def open_item(path: Path, tools: Tools, decode: bool = True) -> Opened:
+    """Read a file's header, or decode it if it is a still image and `decode` is wanted.
 
     Raises:
         Refusal, DataError: it can't be read, or is no ultrasound picture.
@@ -134,6 +134,9 @@ def open_item(path: Path, tools: Tools) -> Opened:
     if video.is_video(head):
         info = video.probe(path)
         return Opened("video", path, info.n_frames, info.fps, None)
+    if not decode:
+        image.image_format(head)  # refuses what is no image
+        return Opened("image", path, 1, None, None)
     return Opened("image", path, 1, None, None, still=image.read_image(path))
 
 
@@ -231,7 +234,7 @@ class _Cut:
 
 def answer_examine(tools: Tools, content: dict[str, Any]) -> Iterator[Message]:
     """The header's columns and counts, and how many frames there are; no pixel leaves."""
-    opened = open_item(Path(content["path"]), tools)
+    opened = open_item(Path(content["path"]), tools, decode=False)
     row = dict(opened.header.row) if opened.header else {}
     counts = {action.value: n for action, n in opened.header.counts.items()} if opened.header else {}
     yield Message(

@@ -13,7 +13,7 @@ from secrets import token_hex
 import numpy as np
 
 from ingest.card import Card
-from ingest.deid.ask import Cleaners, leave, temporary_folder
+from ingest.deid.ask import Cleaners
 from ingest.deid.decision import Decision
 from ingest.deid.device import Device
 from ingest.deid.identity import Identity
@@ -22,6 +22,7 @@ from ingest.deid.place import private_folder
 from ingest.deid.reasons import Reason, Refusal, State
 from ingest.deid.rules import Rules
 from ingest.deid.templates import load_templates
+from ingest.deid.temporary import temporary_folder
 from ingest.layout import CLUTTER, Item, Listing, Problem, list_items, walk
 from ingest.unpack import open_source
 from usdata.errors import CardError, DataError
@@ -84,7 +85,6 @@ def rules_of(
     """
     key = load_key(key_file)
     place = private_folder((area or default_area()) / card.name, source)
-    private_folder(place / "temp", source)
     paths = [path.resolve() if path else None for path in (key_file, templates)]
     load_templates(paths[1])  # a bad one must fail now, not in every process
     return Rules(paths[0], key.fingerprint, issuer or ISSUER, paths[1], place, token_hex(16))
@@ -106,15 +106,27 @@ def open_private(source: Path, rules: Rules) -> Iterator[Path]:
     """
     assert rules.area is not None
     with ExitStack() as stack:
-        temp = temporary_folder(rules.area)
-        stack.callback(leave, temp)
+        temp = stack.enter_context(temporary_folder(rules.area))
         try:
             folder = stack.enter_context(open_source(source, temp))
         except DataError as error:
-            text = "The folder or archive of private files can't be opened, or an archive is not safe to unpack."
-            hint = "Unpack it yourself, in a folder that only you can read, and give that:  --from DIR"
-            raise DataError(error.reason, text, step="unpack", hint=hint) from None
+            raise _not_opened(error.reason) from None
         yield folder
+
+
+def _not_opened(reason: str) -> DataError:
+    """What is wrong with a source as a whole, in words that name nothing."""
+    known = {
+        "missing": ("There is no such folder or archive.", "Check the path after --from."),
+        "unsupported": (
+            "This is neither a folder nor an archive.",
+            "Give the folder that the file lies in:  --from DIR",
+        ),
+        "no_space": ("There is no room to unpack the archive.", "Unpack it yourself and give the folder:  --from DIR"),
+    }
+    otherwise = ("The archive is damaged, or not safe to unpack.", "Unpack it yourself, where only you can read it.")
+    text, hint = known.get(reason, otherwise)
+    return DataError(reason, text, step="unpack", hint=hint)
 
 
 def list_private(card: Card, root: Path, rules: Rules) -> Listing:
@@ -165,7 +177,10 @@ def _everything(card: Card, root: Path) -> Listing:
 def _without_names(listing: Listing, identity: Identity) -> Listing:
     """The same listing under keyed ids; texts that could quote a name are dropped."""
     items = [replace(item, path=identity.source(item.path), file=item.path) for item in listing.items]
-    problems = [Problem(identity.source(p.path), p.stage, p.reason, None) for p in listing.problems]
+    problems = [
+        Problem(identity.source(p.path), p.stage, Reason.of(p.reason, Reason.NOT_ON_CARD), None)
+        for p in listing.problems
+    ]
     return replace(
         listing,
         items=tuple(sorted(items, key=lambda item: item.path)),

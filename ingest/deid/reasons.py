@@ -76,6 +76,8 @@ class Reason(StrEnum):
         return State.REJECTED if self in _REJECTED else State.QUARANTINED
 
 
+# What may be the machine's fault and not the file's: tried twice, and again in the next run.
+PASSING = frozenset({Reason.MISSING, Reason.DECODER_DIED, Reason.TOO_SLOW, Reason.TOO_MUCH_MEMORY, Reason.INTERNAL})
 _REJECTED = frozenset(
     {Reason.UNSUPPORTED, Reason.NOT_ULTRASOUND, Reason.NOT_AN_IMAGE, Reason.DICOMDIR, Reason.SCREEN_FORM}
 )

@@ -13,9 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.deid.sector_echo import Echo, Looking, Mask, background, find_echo, look_at
+from ingest.deid.sector_edge import Scene, tighten
+from ingest.deid.sector_echo import Echo, Looking, Mask, Pixels, background, find_echo, look_at
 from ingest.deid.sector_fit import fit_outline
-from ingest.deid.sector_shape import Outline, draw
+from ingest.deid.sector_shape import Outline, carve, draw, outsides
 from ingest.deid.summary import Summary
 from ingest.deid.templates import Kind
 
@@ -71,7 +72,7 @@ def fit_sector(summary: Summary, allowed: NDArray[np.bool_] | None, vouched: boo
         if echo is None or echo.soft < LEAST_SOFT or (echo.divided and not several):
             continue
         for flipped in _orientations(echo.piece):
-            sector = _fit(echo, summary.shape, flipped, vouched)
+            sector = _fit(echo, pixels, flipped, vouched)
             if sector is not None:
                 return sector
     return None
@@ -88,7 +89,7 @@ def _orientations(piece: Mask) -> tuple[bool, ...]:
     return (False, True) if upper > 0.95 * lower else (False,)
 
 
-def _fit(echo: Echo, shape: tuple[int, int], flipped: bool, vouched: bool) -> Sector | None:
+def _fit(echo: Echo, pixels: Pixels, flipped: bool, vouched: bool) -> Sector | None:
     """The sector around one piece of echo, the way up that is given; None if it is not believed."""
     piece, frame = _turned(echo.piece, flipped), echo.frame
     size = (piece.shape[0], piece.shape[1])
@@ -112,7 +113,12 @@ def _fit(echo: Echo, shape: tuple[int, int], flipped: bool, vouched: bool) -> Se
         return None
     if not vouched and _covered(kept, _solid(piece)) < COVERED[kind]:
         return None
-    mask = draw(outline, shape, echo.scale) & _hull(body, shape, echo.scale)
+    shape = pixels.summary.shape
+    mask = _hull(body, shape, echo.scale)
+    for outside in outsides(outline):
+        carve(mask, outside, echo.scale)
+    away = np.asarray(cv2.absdiff(pixels.summary.mean, np.array(float(pixels.colour or 0))), np.uint8)
+    tighten(outline, Scene(_turned(away, flipped), mask, echo.scale))
     return Sector(_turned(mask, flipped).view(np.bool_), score, kind)
 
 

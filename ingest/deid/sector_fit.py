@@ -82,7 +82,7 @@ def _side(edge: Float, upper: Float, border: float, inwards: float) -> tuple[Lin
 
 def _best_line(points: Float, inwards: float) -> Line | None:
     few = points[:: -(-len(points) // POINTS)]
-    a, b = _pairs(few)
+    a, b = pairs(few)
     along = b - a
     along = along * np.where(along[:, 1:] < 0, -1.0, 1.0)  # downwards
     length = np.hypot(along[:, 0], along[:, 1])
@@ -129,8 +129,8 @@ def _curve(points: Float, columns: int, sides: list[Line], axis: Axis, fan: bool
     few = uv[:: -(-len(uv) // POINTS)]
     if not sides or len(sides) == 1:
         return _level(few, outwards)
-    a, b = _pairs(few)
-    centres, radii = _arcs(a, b)
+    a, b = pairs(few)
+    centres, radii = arcs(a, b)
     away = np.hypot(few[:, :1] - centres, few[:, 1:]) * np.sign(radii) - radii
     scores = _scores(-outwards * away)
     best = int(scores.argmax())
@@ -149,7 +149,7 @@ def _level(uv: Float, outwards: float) -> Curve:
     return Curve(u - STRAIGHT, STRAIGHT, firm=False)
 
 
-def _arcs(a: Float, b: Float) -> tuple[Float, Float]:
+def arcs(a: Float, b: Float) -> tuple[Float, Float]:
     """Centre (u) and radius of the arc about a point of the axis through two points each; straight if it is hollow."""
     gap = a[:, 0] - b[:, 0]
     gap = np.where(abs(gap) < 1e-9, 1e-9, gap)
@@ -179,7 +179,7 @@ def _refined(curve: Curve, uv: Float) -> Curve:
     return curve
 
 
-def _pairs(points: Float) -> tuple[Float, Float]:
+def pairs(points: Float) -> tuple[Float, Float]:
     """All pairs of some points taken at equal steps."""
     some = points[:: -(-len(points) // PAIRS)]
     i, j = np.triu_indices(len(some), 1)

@@ -97,6 +97,32 @@ def draw(outline: Outline, shape: tuple[int, int], scale: tuple[float, float]) -
     return mask
 
 
+def carve(mask: NDArray[np.uint8], outside: Float, scale: tuple[float, float]) -> None:
+    """Set to 0 what a polygon (n, 2) of map points covers or touches of a mask at `scale` picture pixels per point."""
+    points = (outside + 0.5) * scale - 0.5
+    cv2.fillPoly(mask, [np.round(points * (1 << _SHIFT)).astype(np.int32)], 0, shift=_SHIFT)
+
+
+def beyond_of(line: Line) -> Float:
+    """A polygon of what lies outside of a side."""
+    return _half_plane(Line(-line.normal, -line.offset))
+
+
+def outside_of(curve: Curve, axis: Axis, *, top: bool) -> Float:
+    """A polygon of what lies above a top, or below a bottom."""
+    return axis.to_xy(_side_of(curve, below=not top))
+
+
+def outsides(outline: Outline) -> list[Float]:
+    """Polygons, in map pixels, of what lies beyond each edge."""
+    found = [beyond_of(line) for line in (outline.left, outline.right) if line is not None]
+    if outline.bottom is not None:
+        found.append(outside_of(outline.bottom, outline.axis, top=False))
+    if outline.top is not None:
+        found.append(outside_of(outline.top, outline.axis, top=True))
+    return found
+
+
 def _polygons(outline: Outline) -> list[Float]:
     """Polygons, in map pixels, whose intersection is the outline's inside."""
     found = [_half_plane(line) for line in (outline.left, outline.right) if line is not None]

@@ -23,6 +23,7 @@ class Summary:
     frames: int  # how many were looked at
     peak: NDArray[np.uint8]  # (H, W), largest value over time
     low: NDArray[np.uint8]  # (H, W), smallest value over time; equal to `peak` for a still
+    mean: NDArray[np.uint8]  # (H, W), mean value over time: unlike `peak` it does not add up what compression leaves
     colour: NDArray[np.bool_] | None  # (H, W), clearly coloured in some frame; None for grey frames
     cells: NDArray[np.uint8]  # (frames, H // CELL, W // CELL), mean value of each cell in each frame
 
@@ -49,6 +50,7 @@ def summarise(frames: Iterable[NDArray[np.uint8]]) -> Summary:
     peak: NDArray[np.uint8] | None = None
     low: NDArray[np.uint8] | None = None
     colour: NDArray[np.uint8] | None = None
+    total: NDArray[np.float32] | None = None
     cells: list[NDArray[np.uint8]] = []
     for frame in frames:
         value, spread = _value(frame)
@@ -58,6 +60,8 @@ def summarise(frames: Iterable[NDArray[np.uint8]]) -> Summary:
         elif value.shape != peak.shape or (spread is None) != (colour is None):
             raise ValueError("the frames of a clip must have one shape")
         else:
+            total = peak.astype(np.float32) if total is None else total
+            cv2.accumulate(value, total)
             cv2.max(peak, value, dst=peak)
             cv2.min(low, value, dst=low)
             if colour is not None and spread is not None:
@@ -66,7 +70,8 @@ def summarise(frames: Iterable[NDArray[np.uint8]]) -> Summary:
         cells.append(cv2.resize(value, grid, interpolation=cv2.INTER_AREA).astype(np.uint8, copy=False))
     if peak is None or low is None:
         raise ValueError("a clip has at least one frame")
-    return Summary(len(cells), peak, low, None if colour is None else colour >= CHROMA, np.stack(cells))
+    mean = peak if total is None else np.asarray(cv2.convertScaleAbs(total, alpha=1 / len(cells)), np.uint8)
+    return Summary(len(cells), peak, low, mean, None if colour is None else colour >= CHROMA, np.stack(cells))
 
 
 def _value(frame: NDArray[np.uint8]) -> tuple[NDArray[np.uint8], NDArray[np.uint8] | None]:

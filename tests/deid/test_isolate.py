@@ -34,7 +34,7 @@ def test_a_child_answers_several_questions_in_one_process(child: Child) -> None:
     assert first[-1].content["process"] == second[-1].content["process"] != os.getpid()
 
 
-@pytest.mark.parametrize("task", ["crash", "leave_file", "lie"])
+@pytest.mark.parametrize("task", ["crash", "leave_file", "lie", "nonsense", "a_list", "own_reason", "no_reason"])
 def test_a_child_that_dies_or_lies_costs_one_item_and_the_next_gets_a_new_child(child: Child, task: str) -> None:
     before = list(child.ask("well"))[-1].content["process"]
     assert reason_of(child, task) == Reason.DECODER_DIED
@@ -47,6 +47,13 @@ def test_a_silent_child_is_ended_after_its_patience(child: Child) -> None:
     assert reason_of(child, "hang", patience=0.5) == Reason.TOO_SLOW
     assert time.monotonic() - start < 5
     assert len(list(child.ask("well"))) == 3
+
+
+def test_a_child_that_does_not_read_is_ended_too(child: Child) -> None:
+    list(child.ask("deaf"))
+    with pytest.raises(Refusal) as caught:
+        list(child.ask("well", 0.5, much="x" * 1_000_000))  # more than a pipe holds
+    assert caught.value.reason == Reason.TOO_SLOW
 
 
 def test_a_slow_child_that_shows_life_is_waited_for(child: Child) -> None:
@@ -93,14 +100,16 @@ def test_a_child_that_can_not_start_says_why(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="prctl is Linux's")
 def test_the_child_ends_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = (
-        "import os, sys\nfrom ingest.deid.isolate import Child\n"
-        f"child = Child({{'start': 'refused'}}, None, {MODULE!r})\n"
+        "import os, sys, time\n"
         "from ingest.deid import child as real\n"
+        "parent, (bound, told) = os.getpid(), os.pipe()\n"
         "process = os.fork()\n"
         "if not process:\n"
         "    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)\n"
-        "    real._bind_to(os.getppid())\n"
-        "    import time; time.sleep(60)\n"
+        "    real._bind_to(parent)\n"
+        "    os.write(told, b'x')\n"
+        "    time.sleep(60)\n"
+        "os.read(bound, 1)\n"
         "print(process, flush=True)\nos.kill(os.getpid(), 9)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

@@ -75,6 +75,34 @@ def lie(stream: BinaryIO) -> None:
     time.sleep(60)
 
 
+def nonsense(stream: BinaryIO) -> None:
+    """No JSON."""
+    stream.write(b"\0\0\0\4\0\0\0\0\xff\xfe{{")
+    stream.flush()
+
+
+def a_list(stream: BinaryIO) -> None:
+    """JSON, but no message."""
+    stream.write(b"\0\0\0\2\0\0\0\0[]")
+    stream.flush()
+
+
+def own_reason(stream: BinaryIO) -> None:
+    """A reason that is in no list: it could be a name."""
+    say(stream, {"kind": "refused", "reason": "MUSTERMANN", "step": "read"})
+
+
+def no_reason(stream: BinaryIO) -> None:
+    """A refusal that gives none."""
+    say(stream, {"kind": "refused"})
+
+
+def deaf(stream: BinaryIO) -> None:
+    """Answers, and then reads nothing any more."""
+    say(stream, {"kind": "done"})
+    time.sleep(60)
+
+
 def leave_file(stream: BinaryIO) -> None:
     """Die with a temporary file lying around."""
     Path(os.environ["TMPDIR"], "frame").write_bytes(b"pixels")
@@ -88,6 +116,7 @@ def chatter(stream: BinaryIO) -> None:
 
 
 TASKS = {f.__name__: f for f in (well, crash, hang, slow, greedy, lie, leave_file, chatter)}
+TASKS |= {f.__name__: f for f in (nonsense, a_list, own_reason, no_reason, deaf)}
 
 if __name__ == "__main__":
     main()

@@ -1,0 +1,236 @@
+"""The edges of a fitted sector once more, at full resolution, where the picture itself steps from screen to echo.
+
+The coarse map takes for echo what is not flat. Lossy compression rings up to 8 pixels beyond an edge (16 in colour),
+differently in every frame, and the brightest value over time adds that up: such a fit lies some pixels too far out. In
+the mean over time the ringing is weak, and the step stands where it is. So profiles are taken across each edge,
+averaged over short pieces of it, and the edge is fitted again to where they rise. It can only narrow the first fit.
+Source: anonymization.md section 6, step 3 and "lossy JPEG rings".
+"""
+
+from dataclasses import dataclass
+from itertools import combinations
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from ingest.deid.sector_fit import pairs
+from ingest.deid.sector_shape import Axis, Curve, Float, Line, Outline, beyond_of, carve, outside_of
+
+BEHIND, AHEAD = 4, 18  # pixels outwards and inwards of the fitted edge at which the step is looked for; ours
+EVERY = 2.0  # pixels from one profile to the next
+MOST, LEAST = 24, 5  # pieces of an edge, at most and at least
+TOGETHER = 6  # profiles of a piece, at least
+# Pixels: an edge counts where the mask is inside of it by so much, and not outside. A side of the box may cut a corner
+BESIDE, FAR_BESIDE = 4.0, 8.0
+FAINT = 1.5  # grey levels that are not told from a background; ours
+RISE, PLATEAU = 0.4, 4  # the step is at this share of the highest of the next so many pixels; ours
+RINGING = 0.08  # of the profile's highest value: what is lower may be ringing; ours
+TRIPLED = 16  # points of an arc that are tried in triples, at most
+NEAR = 0.8  # pixels within which a piece agrees with a new edge
+AGREED, ASTRAY = 0.35, 0.15  # share of the pieces that must, and that may lie beyond it; ours
+FLAT = 4.0  # times the picture's diagonal: an arc of a larger radius is fitted as a straight line
+TOUCHED = 0.5  # pixels: what a drawn polygon touches counts as covered by it
+NARROW = 16  # pixels: rows at the top or bottom that are narrower are cut off; ours
+
+Mask = NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """Where edges are looked for, upright: the picture, and what the first fit comes to in it."""
+
+    away: Mask  # (H, W), how far the mean over time is from the background's colour
+    mask: Mask  # (H, W), 0 and 1
+    scale: tuple[float, float]  # x, y: picture pixels per map pixel
+
+    @property
+    def pixel(self) -> float:
+        """A picture pixel in map pixels."""
+        return 2 / (self.scale[0] + self.scale[1])
+
+    def values(self, image: Mask, points: Float) -> NDArray[np.float32]:
+        """The image at map points (..., 2), between pixels; 0 beyond its border."""
+        where = ((points + 0.5) * self.scale - 0.5).astype(np.float32)
+        source = image.astype(np.float32) if image.dtype != np.uint8 else image
+        found = cv2.remap(source, where[..., 0], where[..., 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        return np.asarray(found, np.float32)
+
+
+def tighten(outline: Outline, scene: Scene) -> None:
+    """Take from the scene's mask what lies beyond the outline's edges as the picture shows them.
+
+    An edge along which no step is seen takes nothing. Last come the four sides of the mask's box: a sector may be cut
+    by a rectangle that is neither the picture's border nor stated.
+    """
+    for line in (outline.left, outline.right):
+        if line is not None:
+            _carve_line(scene, _again_line(_line_steps(line, scene, BESIDE), line.normal, scene.pixel))
+    for curve, inwards in ((outline.top, 1.0), (outline.bottom, -1.0)):
+        if curve is not None:
+            _tighten_curve(curve, outline.axis, scene, inwards)
+    for line in _box_sides(scene):
+        _carve_line(scene, _again_side(_line_steps(line, scene, FAR_BESIDE), line.normal, scene.pixel))
+    _blunt(scene.mask)
+
+
+def _tighten_curve(curve: Curve, axis: Axis, scene: Scene, inwards: float) -> None:
+    """The same for a top (`inwards` is 1: down) or a bottom (-1)."""
+    points = _steps(*_on_curve(curve, axis, scene, inwards), scene, BESIDE)
+    if points is None:
+        return
+    widest = FLAT * float(np.hypot(*scene.mask.shape)) * scene.pixel
+    circle = None
+    if curve.radius < widest:
+        circle = _again_circle(axis.to_uv(points), inwards, NEAR * scene.pixel)
+    if circle is None or circle[2] > widest:
+        _carve_line(scene, _again_line(points, axis.down * inwards, scene.pixel))
+        return
+    about = Axis(axis.to_xy(circle[None, :2])[0], axis.down)
+    arc = Curve(0.0, float(circle[2]) - inwards * TOUCHED * scene.pixel)
+    carve(scene.mask, outside_of(arc, about, top=inwards > 0), scene.scale)
+
+
+def _blunt(mask: Mask) -> None:
+    """Cut off a tip: where a mask is so narrow, nothing can be measured."""
+    widths = np.count_nonzero(mask, axis=1)
+    wide = np.flatnonzero(widths >= NARROW)
+    if len(wide):
+        mask[: wide[0]] = mask[wide[-1] + 1 :] = 0
+
+
+def _carve_line(scene: Scene, line: Line | None) -> None:
+    if line is not None:
+        carve(scene.mask, beyond_of(Line(line.normal, line.offset - TOUCHED * scene.pixel)), scene.scale)
+
+
+def _box_sides(scene: Scene) -> list[Line]:
+    """The sides of the mask's box that are not the picture's own border."""
+    x, y, width, height = cv2.boundingRect(scene.mask)
+    rows, columns = scene.mask.shape
+    sides = []
+    for axis, low, high, end in ((0, x, x + width, columns), (1, y, y + height, rows)):
+        normal = np.eye(2)[axis]
+        if low > 0:
+            sides.append(Line(normal, low / scene.scale[axis] - 0.5))
+        if high < end:
+            sides.append(Line(-normal, 0.5 - high / scene.scale[axis]))
+    return sides
+
+
+def _line_steps(line: Line, scene: Scene, beside: float) -> Float | None:
+    """`_steps` along a straight edge."""
+    along = np.array([-line.normal[1], line.normal[0]])
+    reach = float(np.hypot(*scene.mask.shape)) / 2 * scene.pixel
+    middle = (np.array(scene.mask.shape[::-1]) / 2) * scene.pixel
+    foot = middle - line.normal * float(line.distance(middle[None])[0])
+    places = foot + np.arange(-reach, reach, EVERY * scene.pixel)[:, None] * along
+    return _steps(places, np.broadcast_to(line.normal, places.shape), scene, beside)
+
+
+def _on_curve(curve: Curve, axis: Axis, scene: Scene, inwards: float) -> tuple[Float, Float]:
+    """Map points at equal steps across on an arc, and the directions inwards from there."""
+    reach = min(curve.radius * 0.98, float(np.hypot(*scene.mask.shape)) * scene.pixel)
+    v: Float = np.arange(-reach, reach, EVERY * scene.pixel)
+    u = curve.centre + np.sqrt(curve.radius**2 - v**2)
+    away = np.stack([u - curve.centre, v], axis=1) / curve.radius
+    origin = axis.to_xy(np.zeros((1, 2)))
+    return axis.to_xy(np.stack([u, v], axis=1)), (axis.to_xy(away) - origin) * inwards
+
+
+def _steps(places: Float, inwards: Float, scene: Scene, beside: float) -> Float | None:
+    """(n, 2) map points at which the profiles across an edge rise; None if there are too few."""
+    away = beside * scene.pixel * inwards
+    ends = scene.values(scene.mask, np.stack([places + away, places - away]))
+    own = (ends[0] > 0) & (ends[1] == 0)
+    places, inwards = places[own], inwards[own]
+    together = TOGETHER if beside == BESIDE else TOGETHER // 2
+    pieces = min(MOST, len(places) // together)
+    if pieces < LEAST:
+        return None
+    offsets = np.arange(-BEHIND, AHEAD + 1)
+    lines = places[:, None] + (offsets * scene.pixel)[:, None] * inwards[:, None]
+    profiles = scene.values(scene.away, lines)
+    found = []
+    for part in np.array_split(np.arange(len(places)), pieces):
+        rise = _rise(profiles[part].mean(axis=0))
+        if rise is not None:
+            at = part[len(part) // 2]
+            found.append(places[at] + (rise - BEHIND) * scene.pixel * inwards[at])
+    return np.array(found) if len(found) >= LEAST else None
+
+
+def _rise(profile: NDArray[np.float32]) -> float | None:
+    """Where a profile first steps up, in pixels from its outer end; None if that is not within it."""
+    padded = np.concatenate([profile, np.repeat(profile[-1:], PLATEAU)])
+    high = np.lib.stride_tricks.sliding_window_view(padded, PLATEAU + 1).max(axis=1) * RISE
+    up = (profile >= high) & (profile >= max(FAINT, RINGING * float(profile.max())))
+    at = int(up.argmax())
+    if at == 0:
+        return None
+    step = float(profile[at] - profile[at - 1])
+    return at - min(1.0, max(0.0, float(profile[at] - high[at]) / step)) if step > 0 else float(at)
+
+
+def _agreeing(inside: Float, near: float) -> int | None:
+    """The candidate edge (column) with which enough of the points (rows) agree, and beyond which few lie."""
+    on = np.count_nonzero(abs(inside) <= near, axis=0)
+    beyond = np.count_nonzero(inside < -near, axis=0)
+    score = np.where((on >= max(LEAST, AGREED * len(inside))) & (beyond <= ASTRAY * len(inside)), on - 0.5 * beyond, -1)
+    best = int(score.argmax())
+    return best if score[best] > 0 else None
+
+
+def _again_side(points: Float | None, normal: Float, pixel: float) -> Line | None:
+    """The upright or level edge on which enough points lie."""
+    if points is None:
+        return None
+    offsets = points @ normal
+    best = _agreeing(offsets[:, None] - offsets, NEAR * pixel)
+    if best is None:
+        return None
+    return Line(normal, float(np.median(offsets[abs(offsets - offsets[best]) <= NEAR * pixel])))
+
+
+def _again_line(points: Float | None, normal: Float, pixel: float) -> Line | None:
+    """The straight edge on which most of the points lie."""
+    if points is None:
+        return None
+    near = NEAR * pixel
+    a, b = pairs(points)
+    normals = np.stack([(b - a)[:, 1], (a - b)[:, 0]], axis=1)
+    normals *= (np.sign(normals @ normal) / np.maximum(np.hypot(normals[:, 0], normals[:, 1]), 1e-9))[:, None]
+    offsets = np.einsum("ij,ij->i", normals, a)
+    best = _agreeing(points @ normals.T - offsets, near)
+    if best is None:
+        return None
+    on = points[abs(points @ normals[best] - offsets[best]) <= near]
+    centre = on.mean(axis=0)
+    found = np.linalg.svd(on - centre, full_matrices=False)[2][1]
+    found = found if found @ normal > 0 else -found
+    return Line(found, float(found @ centre))
+
+
+def _again_circle(uv: Float, inwards: float, near: float) -> Float | None:
+    """(3,) u, v of the centre and the radius: the arc on which most points lie. It need not be about the axis.
+
+    Where one side of a sector is black, the axis of what is seen is not the sector's.
+    """
+    some = uv[:: -(-len(uv) // TRIPLED)]
+    i, j, k = np.array(list(combinations(range(len(some)), 3))).T
+    ab, ac = some[j] - some[i], some[k] - some[i]
+    twice = 2 * (ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0])
+    twice = np.where(abs(twice) < 1e-6, 1e-6, twice)
+    bb, cc = (ab**2).sum(axis=1), (ac**2).sum(axis=1)
+    away = np.stack([ac[:, 1] * bb - ab[:, 1] * cc, ab[:, 0] * cc - ac[:, 0] * bb], axis=1) / twice[:, None]
+    above = away[:, 0] < 0
+    if not above.any():
+        return None
+    centres, radii = (some[i] + away)[above], np.hypot(away[above, 0], away[above, 1])
+    distance = np.hypot(uv[:, :1] - centres[:, 0], uv[:, 1:] - centres[:, 1])
+    best = _agreeing(inwards * (distance - radii), near)
+    if best is None:
+        return None
+    on = uv[abs(distance[:, best] - radii[best]) <= near]
+    u, v = centres[best]
+    return np.array([u, v, np.hypot(on[:, 0] - u, on[:, 1] - v).mean()])
