@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 
 from ingest import phantom, preprocess
 from ingest.deid.ask import Cleaners
-from ingest.deid.reasons import PASSING, Refusal
+from ingest.deid.identity import Identity
+from ingest.deid.reasons import PASSING, Reason, Refusal
 from ingest.plan import ShardJob
 from ingest.readers import image, mask, video
 from ingest.scan import Source, tell_internal
@@ -137,12 +138,13 @@ def _cleaning(job: ShardJob) -> Iterator["_Cleaning | None"]:
         yield None
         return
     with Cleaners(job.card, job.rules, job.interpolation, job.threads) as cleaners:
-        yield _Cleaning(cleaners)
+        yield _Cleaning(cleaners, job.rules.identity() if job.rules.private else None)
 
 
 @dataclass(frozen=True, slots=True)
 class _Cleaning:
     cleaners: Cleaners
+    identity: Identity | None  # of private files
     audit: list[tuple[str, dict[str, int], str | None]] = field(default_factory=list)
 
 
@@ -195,6 +197,8 @@ def _cleaned(job: ShardJob, source: Source, cleaning: _Cleaning) -> Iterator[Sam
     rows = {frame: _row(job, source, position, (0, 0)) for position, frame in enumerate(source.frames)}
     try:
         kept, counts = cleaning.cleaners.clean(job.root / place, place, source.frames, rows)
+        if cleaning.identity is not None and cleaning.identity.content(job.root / place).hex != source.xxh:
+            raise Refusal(Reason.CHANGED, "read")  # the row would be one patient's and the pixels another's
     except Refusal as error:
         tell_internal(error)
         yield Rejected(source.item.path, None, error.step or "read", error.reason, None)

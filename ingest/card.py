@@ -312,7 +312,7 @@ class Card(_Model):
         if self.dicom == "published":
             raise ValueError("dicom: published and deid_profile: private contradict each other")
         for column, value, _ in self.filled() if self.layout else ():
-            if column.startswith("targets."):
+            if column.startswith(("targets.", "pixel_mm", "depth_mm")):
                 raise ValueError(f"{column}: numbers of private files come from checked tags only")
             if column in ("view", "site", "manufacturer", "model") and value.map is None:
                 raise ValueError(f"fields.{column}: give a `map` that lists every word that may be stored")

@@ -128,8 +128,13 @@ class Filler:
         """A patient's, study's or clip's id: prefixed in public data, a pseudonym in private data."""
         if self.identity is None:
             return {column: f"{self.prefix if column == 'patient' else self.card.name}-{word}"}
+        from ingest.deid.vocabulary import names_no_patient
+
         if column == "patient":
-            return {"patient": self.identity.patient(word, None), "patient_known": True}
+            known = not names_no_patient(word)  # "unknown", "0": many people's files, not one patient's
+            return {"patient": self.identity.patient(word, None), "patient_known": True} if known else {}
+        if not word.strip():
+            return {}
         return {column: self.identity.study(word) if column == "study" else self.identity.clip(word)}
 
     def _finish(self, row: dict[str, Any], named: dict[str, dict[str, Any]]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import lzma
 import re
 import shutil
 import stat
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -27,7 +28,8 @@ SMALL = 1 << 30  # bytes below which the ratio does not matter
 MAX_NAME = 240  # bytes of one part of a path; file systems end at 255
 _PIECE = 1 << 20
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError, OSError, NotImplementedError)
+_DAMAGE: tuple[type[Exception], ...] = (zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, EOFError)
+_DAMAGE += (OSError, NotImplementedError, ValueError, LookupError, OverflowError, RuntimeError, struct.error)
 _ARCHIVES = ".zip, .tar, .tar.gz, .tar.bz2 or .tar.xz"
 
 

@@ -26,7 +26,7 @@ LakeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes at most; all cores if not given.", min=1)]
 DEFAULT_LAKE = "lake"
-_STOPPED: Mapping[Any, str] = {130: "Ctrl-C", 143: "SIGTERM"}  # exit code -> word
+_STOPPED: Mapping[Any, str] = {129: "SIGHUP", 130: "Ctrl-C", 143: "SIGTERM"}  # exit code -> word
 
 LOOK: Mapping[str, Any] = {
     "no_args_is_help": True,
@@ -290,6 +290,8 @@ def run_app(verbs: typer.Typer) -> None:
     Ctrl-C and SIGTERM end it with one line, and the exit codes 130 and 143.
     """
     signal.signal(signal.SIGTERM, _terminate)
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup asked for it to be ignored
+        signal.signal(signal.SIGHUP, _terminate)
     try:
         verbs()
     except SystemExit as end:

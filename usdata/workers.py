@@ -33,6 +33,7 @@ class Pool(ProcessPoolExecutor):
     def __init__(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
         leash, self._hold = context.Pipe(duplex=False)
+        os.environ["PYTHONSAFEPATH"] = "1"  # workers import nothing from the folder we stand in: it may be anybody's
         super().__init__(number, context, initializer=_end_with, initargs=(leash,))
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:

@@ -69,7 +69,9 @@ class Cleaners:
 
     def _examine(self, path: Path, relative: str) -> Examined:
         with self._child() as child:
-            content = list(child.ask("examine", _patience(path), path=str(path), relative=relative))[-1].content
+            content = list(child.ask("examine", _patience(path), path=str(path.absolute()), relative=relative))[
+                -1
+            ].content
         try:
             found = Examined(**{name: content[name] for name in Examined.__slots__})
             self._rows.check(found.row)
@@ -88,7 +90,7 @@ class Cleaners:
         Raises:
             Refusal: with its closed reason.
         """
-        question = {"path": str(path), "relative": relative, "frames": list(frames), "rows": rows}
+        question = {"path": str(path.absolute()), "relative": relative, "frames": list(frames), "rows": rows}
         return self._twice(lambda: self._clean(path, question, rows))
 
     def _clean(
@@ -120,7 +122,7 @@ class Cleaners:
         """A file's verdict and pictures for review: see `ingest.deid.item.answer_decide`."""
         pictures: dict[str, NDArray[np.uint8]] = {}
         with self._child() as child:
-            for message in child.ask("decide", _patience(path), path=str(path), relative=relative):
+            for message in child.ask("decide", _patience(path), path=str(path.absolute()), relative=relative):
                 if message.kind == "sample":
                     shape = message.content["shape"]
                     pictures[message.content["picture"]] = np.frombuffer(message.blob, np.uint8).reshape(shape)

@@ -12,6 +12,7 @@ from typing import Any
 from ingest.card import Card, load_card
 from ingest.deid.identity import Identity
 from ingest.deid.private import list_private, private_card
+from ingest.deid.reasons import Refusal
 from ingest.deid.rules import Rules
 from ingest.deid.templates import load_templates
 from usdata.errors import CardError, ConfigError
@@ -89,7 +90,7 @@ def inputs_of(card: Card, root: Path, rules: Rules) -> dict[str, Any]:
 def _hash(identity: Identity, path: Path) -> str | None:
     try:
         return identity.content(path).hex
-    except OSError:  # its words name the file
+    except (OSError, Refusal):
         return None
 
 

@@ -125,12 +125,14 @@ class Child:
         self._end()
         self._folder = Path(tempfile.mkdtemp(prefix="usdata-", dir=self._temp))  # mode 0700
         own = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "OPENCV_FFMPEG_THREADS"), "1")
-        own |= {"TMPDIR": str(self._folder), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        own["PYTHONSAFEPATH"] = "1"  # the folder we stand in may hold somebody's yaml.py: nothing is imported from it
+        own |= {"TMPDIR": str(self._folder), "PYTHONPATH": os.pathsep.join(_import_path())}
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
+            cwd=self._folder,
             process_group=0,  # Ctrl-C is for the parent, which then ends it
             env=os.environ | own,
         )
@@ -182,6 +184,13 @@ class Child:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._end()
+
+
+def _import_path() -> list[str]:
+    """Where this process imports from, but for the folder it stands in: that may be the patients' files."""
+    here, ours = Path.cwd(), Path(__file__).parents[2]
+    places = [Path(place).absolute() for place in sys.path if place]
+    return [str(place) for place in places if place != here or place == ours]
 
 
 def _write(file: int, content: bytes, until: float) -> None:

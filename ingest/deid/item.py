@@ -18,7 +18,7 @@ from ingest.card import Card
 from ingest.deid.area import ScanArea, Summary, find_area, summarise
 from ingest.deid.device import Device, Region
 from ingest.deid.glyphs import TextCheck
-from ingest.deid.header import Header, keep
+from ingest.deid.header import RATE, Header, keep
 from ingest.deid.identifiers import file_identifiers, path_identifiers
 from ingest.deid.identity import Identity
 from ingest.deid.isolate import Message
@@ -26,6 +26,7 @@ from ingest.deid.reasons import Reason, Refusal
 from ingest.deid.rules import DEID_VERSION, Rules
 from ingest.deid.selfcheck import SelfCheck
 from ingest.deid.templates import Templates, load_templates
+from ingest.deid.values import number
 from ingest.deid.vocabulary import allowed_words
 from ingest.preprocess import Box
 from ingest.readers import dicom, image, sniff, video
@@ -133,7 +134,7 @@ def open_item(path: Path, tools: Tools, decode: bool = True) -> Opened:
         head = file.read(16)
     if video.is_video(head):
         info = video.probe(path)
-        return Opened("video", path, info.n_frames, info.fps, None)
+        return Opened("video", path, info.n_frames, number(info.fps, *RATE, digits=4), None)
     if not decode:
         image.image_format(head)  # refuses what is no image
         return Opened("image", path, 1, None, None)

@@ -4,6 +4,8 @@ The way of one run: `rules_of` (key, area) -> `list_private` (every file, no nam
 `ingest.build`, which hand each file to an isolated child (`ingest.deid.ask`).
 """
 
+import resource
+import stat
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -17,7 +19,7 @@ from ingest.deid.ask import Cleaners
 from ingest.deid.decision import Decision
 from ingest.deid.device import Device
 from ingest.deid.identity import Identity
-from ingest.deid.key import load_key
+from ingest.deid.key import key_path, load_key
 from ingest.deid.place import private_folder
 from ingest.deid.reasons import Reason, Refusal, State
 from ingest.deid.rules import Rules
@@ -83,11 +85,28 @@ def rules_of(
     Raises:
         ConfigError: no usable key file, or an area that others can read.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a dump would hold names; the worker processes inherit this
+    if source is not None:
+        check_source(source)
     key = load_key(key_file)
     place = private_folder((area or default_area()) / card.name, source)
-    paths = [path.resolve() if path else None for path in (key_file, templates)]
-    load_templates(paths[1])  # a bad one must fail now, not in every process
-    return Rules(paths[0], key.fingerprint, issuer or ISSUER, paths[1], place, token_hex(16))
+    folder = templates.resolve() if templates else None
+    load_templates(folder)  # a bad one must fail now, not in every process
+    return Rules(key_path(key_file).resolve(), key.fingerprint, issuer or ISSUER, folder, place, token_hex(16))
+
+
+def check_source(source: Path) -> None:
+    """See that the source can be looked at, before any other message could show its path.
+
+    Raises:
+        DataError: it can't, or is neither a folder nor a file.
+    """
+    try:
+        kind = source.resolve(strict=True).stat().st_mode
+    except (OSError, RuntimeError):  # no such path, no right to see it, too long a name, links in a circle
+        raise _not_opened("missing") from None
+    if not (stat.S_ISDIR(kind) or stat.S_ISREG(kind)):
+        raise _not_opened("unsupported")
 
 
 def default_area() -> Path:
@@ -117,7 +136,7 @@ def open_private(source: Path, rules: Rules) -> Iterator[Path]:
 def _not_opened(reason: str) -> DataError:
     """What is wrong with a source as a whole, in words that name nothing."""
     known = {
-        "missing": ("There is no such folder or archive.", "Check the path after --from."),
+        "missing": ("There is no such folder or archive, or it can't be read.", "Check the path after --from."),
         "unsupported": (
             "This is neither a folder nor an archive.",
             "Give the folder that the file lies in:  --from DIR",

@@ -24,6 +24,7 @@ class Reason(StrEnum):
 
     # the file
     MISSING = "missing"
+    CHANGED = "changed"  # between the first look at it and the last
     EMPTY_FILE = "empty_file"
     TRUNCATED = "truncated"
     UNREADABLE = "unreadable"
@@ -77,7 +78,9 @@ class Reason(StrEnum):
 
 
 # What may be the machine's fault and not the file's: tried twice, and again in the next run.
-PASSING = frozenset({Reason.MISSING, Reason.DECODER_DIED, Reason.TOO_SLOW, Reason.TOO_MUCH_MEMORY, Reason.INTERNAL})
+PASSING = frozenset(
+    {Reason.MISSING, Reason.CHANGED, Reason.DECODER_DIED, Reason.TOO_SLOW, Reason.TOO_MUCH_MEMORY, Reason.INTERNAL}
+)
 _REJECTED = frozenset(
     {Reason.UNSUPPORTED, Reason.NOT_ULTRASOUND, Reason.NOT_AN_IMAGE, Reason.DICOMDIR, Reason.SCREEN_FORM}
 )

@@ -18,6 +18,9 @@ _REPORT = "A fault of the program: report the item's key and reason to whoever m
 
 WORDS: dict[Reason, Words] = {
     Reason.MISSING: Words("The file went away while it was to be read.", "Ingest again."),
+    Reason.CHANGED: Words(
+        "The file was written anew while it was to be read.", "Ingest again when nobody writes there."
+    ),
     Reason.EMPTY_FILE: Words("The file has no bytes.", _FILE),
     Reason.TRUNCATED: Words("The file ends in the middle.", _FILE),
     Reason.UNREADABLE: Words("The file can't be opened or parsed whole.", _FILE),

@@ -76,10 +76,14 @@ class Rules:
         paths = {k: Path(content[k]) for k in ("key_file", "templates", "area") if content[k] is not None}
         return cls(**content | paths)
 
+    def _issuer_hash(self) -> str:
+        """The issuer under the key: a hospital's name could be guessed from a plain hash."""
+        return self.identity().source(f"issuer {self.issuer}") if self.private else self.issuer
+
     def digest(self, card: Card) -> str:
         """xxh3_128 of everything but the source that decides an item's outcome; keyed by nothing, quotes nothing."""
         templates = load_templates(self.templates).digest
-        parts = [DEID_VERSION, tables_digest(), self.key_fingerprint, self.issuer, templates, card_digest(card)]
+        parts = [DEID_VERSION, tables_digest(), self.key_fingerprint, self._issuer_hash(), templates, card_digest(card)]
         parts += decoders()
         return xxhash.xxh3_128_hexdigest("|".join(map(str, parts)).encode())
 

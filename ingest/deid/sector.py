@@ -13,10 +13,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.deid.sector_edge import Scene, tighten
+from ingest.deid.sector_edge import TOUCHED, Scene, tighten
 from ingest.deid.sector_echo import Echo, Looking, Mask, Pixels, background, find_echo, look_at
 from ingest.deid.sector_fit import fit_outline
-from ingest.deid.sector_shape import Outline, carve, draw, outsides
+from ingest.deid.sector_shape import Outline, beyond, carve, draw
 from ingest.deid.summary import Summary
 from ingest.deid.templates import Kind
 
@@ -37,6 +37,7 @@ BENT = 3.0  # an arc of a radius below so many times the outline's size is one; 
 STEADY = 0.92  # share of the clip's reach that every quarter of it must have; ours
 LIT = 1  # grey levels by which a lit cell's mean differs from the background, at least
 LEAST_SOFT = 0.45  # share of the piece's texture that must be weaker than a stroke of text; ours
+RING, FLAT = (21, 13), 0.6  # pixels; share of a ring around the mask that is flat unless the picture is lossy; ours
 LOOKS = (
     Looking(3, 3),
     Looking(2, 5),
@@ -54,6 +55,7 @@ class Sector:
     mask: NDArray[np.bool_]
     score: float  # intersection over union, 0.9 to 1
     kind: Kind
+    lossy: bool  # what surrounds it is no flat colour: compression rings there
 
 
 def fit_sector(summary: Summary, allowed: NDArray[np.bool_] | None, vouched: bool) -> Sector | None:
@@ -115,11 +117,23 @@ def _fit(echo: Echo, pixels: Pixels, flipped: bool, vouched: bool) -> Sector | N
         return None
     shape = pixels.summary.shape
     mask = _hull(body, shape, echo.scale)
-    for outside in outsides(outline):
+    for outside in beyond(outline, TOUCHED / echo.scale[0]):
         carve(mask, outside, echo.scale)
     away = np.asarray(cv2.absdiff(pixels.summary.mean, np.array(float(pixels.colour or 0))), np.uint8)
     tighten(outline, Scene(_turned(away, flipped), mask, echo.scale))
-    return Sector(_turned(mask, flipped).view(np.bool_), score, kind)
+    mask = _turned(mask, flipped)
+    return Sector(mask.view(np.bool_), score, kind, _lossy(pixels, mask))
+
+
+def _lossy(pixels: Pixels, mask: Mask) -> bool:
+    """Whether the brightest values in a ring around the mask are not the background's colour."""
+    if pixels.colour is None:
+        return True
+    outer, inner = (cv2.dilate(mask, np.ones((side, side), np.uint8)) for side in RING)
+    ring = outer - inner
+    flat = cv2.inRange(pixels.summary.peak, np.array(pixels.colour - 1.0), np.array(pixels.colour + 1.0))
+    around = cv2.countNonZero(ring)
+    return cv2.countNonZero(ring & (flat > 0)) < FLAT * around
 
 
 def _turned(mask: Mask, flipped: bool) -> Mask:

@@ -15,14 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ingest.deid.sector_fit import pairs
-from ingest.deid.sector_shape import Axis, Curve, Float, Line, Outline, beyond_of, carve, outside_of
+from ingest.deid.sector_shape import Axis, Curve, Float, Line, Outline, beyond_curve, beyond_line, carve
 
 BEHIND, AHEAD = 4, 18  # pixels outwards and inwards of the fitted edge at which the step is looked for; ours
 EVERY = 2.0  # pixels from one profile to the next
 MOST, LEAST = 24, 5  # pieces of an edge, at most and at least
 TOGETHER = 6  # profiles of a piece, at least
-# Pixels: an edge counts where the mask is inside of it by so much, and not outside. A side of the box may cut a corner
-BESIDE, FAR_BESIDE = 4.0, 8.0
+BESIDE = 4.0  # pixels: an edge counts where the mask is inside of it by so much, and not outside
 FAINT = 1.5  # grey levels that are not told from a background; ours
 RISE, PLATEAU = 0.4, 4  # the step is at this share of the highest of the next so many pixels; ours
 RINGING = 0.08  # of the profile's highest value: what is lower may be ringing; ours
@@ -30,8 +29,10 @@ TRIPLED = 16  # points of an arc that are tried in triples, at most
 NEAR = 0.8  # pixels within which a piece agrees with a new edge
 AGREED, ASTRAY = 0.35, 0.15  # share of the pieces that must, and that may lie beyond it; ours
 FLAT = 4.0  # times the picture's diagonal: an arc of a larger radius is fitted as a straight line
-TOUCHED = 0.5  # pixels: what a drawn polygon touches counts as covered by it
-NARROW = 16  # pixels: rows at the top or bottom that are narrower are cut off; ours
+TOUCHED = 1.0  # pixels: what a drawn polygon touches counts as covered by it
+BLOCK = 4  # rows that are looked at together; ours
+DARK = 4  # blocks without a step in a row that are dark tissue; fewer are taken for ringing
+NARROW = 0.05  # of the picture's shorter side: rows at the top or bottom that are narrower are cut off; ours
 
 Mask = NDArray[np.uint8]
 
@@ -60,23 +61,21 @@ class Scene:
 def tighten(outline: Outline, scene: Scene) -> None:
     """Take from the scene's mask what lies beyond the outline's edges as the picture shows them.
 
-    An edge along which no step is seen takes nothing. Last come the four sides of the mask's box: a sector may be cut
-    by a rectangle that is neither the picture's border nor stated.
+    An edge along which no step is seen takes nothing.
     """
     for line in (outline.left, outline.right):
         if line is not None:
-            _carve_line(scene, _again_line(_line_steps(line, scene, BESIDE), line.normal, scene.pixel))
+            _carve_line(scene, _again_line(_line_steps(line, scene), line.normal, scene.pixel))
     for curve, inwards in ((outline.top, 1.0), (outline.bottom, -1.0)):
         if curve is not None:
             _tighten_curve(curve, outline.axis, scene, inwards)
-    for line in _box_sides(scene):
-        _carve_line(scene, _again_side(_line_steps(line, scene, FAR_BESIDE), line.normal, scene.pixel))
+    _limit(scene)
     _blunt(scene.mask)
 
 
 def _tighten_curve(curve: Curve, axis: Axis, scene: Scene, inwards: float) -> None:
     """The same for a top (`inwards` is 1: down) or a bottom (-1)."""
-    points = _steps(*_on_curve(curve, axis, scene, inwards), scene, BESIDE)
+    points = _steps(*_on_curve(curve, axis, scene, inwards), scene)
     if points is None:
         return
     widest = FLAT * float(np.hypot(*scene.mask.shape)) * scene.pixel
@@ -87,45 +86,31 @@ def _tighten_curve(curve: Curve, axis: Axis, scene: Scene, inwards: float) -> No
         _carve_line(scene, _again_line(points, axis.down * inwards, scene.pixel))
         return
     about = Axis(axis.to_xy(circle[None, :2])[0], axis.down)
-    arc = Curve(0.0, float(circle[2]) - inwards * TOUCHED * scene.pixel)
-    carve(scene.mask, outside_of(arc, about, top=inwards > 0), scene.scale)
+    arc = Curve(0.0, float(circle[2]))
+    carve(scene.mask, beyond_curve(arc, about, TOUCHED * scene.pixel, top=inwards > 0), scene.scale)
 
 
 def _blunt(mask: Mask) -> None:
     """Cut off a tip: where a mask is so narrow, nothing can be measured."""
     widths = np.count_nonzero(mask, axis=1)
-    wide = np.flatnonzero(widths >= NARROW)
+    wide = np.flatnonzero(widths >= NARROW * min(mask.shape))
     if len(wide):
         mask[: wide[0]] = mask[wide[-1] + 1 :] = 0
 
 
 def _carve_line(scene: Scene, line: Line | None) -> None:
     if line is not None:
-        carve(scene.mask, beyond_of(Line(line.normal, line.offset - TOUCHED * scene.pixel)), scene.scale)
+        carve(scene.mask, beyond_line(line, TOUCHED * scene.pixel), scene.scale)
 
 
-def _box_sides(scene: Scene) -> list[Line]:
-    """The sides of the mask's box that are not the picture's own border."""
-    x, y, width, height = cv2.boundingRect(scene.mask)
-    rows, columns = scene.mask.shape
-    sides = []
-    for axis, low, high, end in ((0, x, x + width, columns), (1, y, y + height, rows)):
-        normal = np.eye(2)[axis]
-        if low > 0:
-            sides.append(Line(normal, low / scene.scale[axis] - 0.5))
-        if high < end:
-            sides.append(Line(-normal, 0.5 - high / scene.scale[axis]))
-    return sides
-
-
-def _line_steps(line: Line, scene: Scene, beside: float) -> Float | None:
+def _line_steps(line: Line, scene: Scene) -> Float | None:
     """`_steps` along a straight edge."""
     along = np.array([-line.normal[1], line.normal[0]])
     reach = float(np.hypot(*scene.mask.shape)) / 2 * scene.pixel
     middle = (np.array(scene.mask.shape[::-1]) / 2) * scene.pixel
     foot = middle - line.normal * float(line.distance(middle[None])[0])
     places = foot + np.arange(-reach, reach, EVERY * scene.pixel)[:, None] * along
-    return _steps(places, np.broadcast_to(line.normal, places.shape), scene, beside)
+    return _steps(places, np.broadcast_to(line.normal, places.shape), scene)
 
 
 def _on_curve(curve: Curve, axis: Axis, scene: Scene, inwards: float) -> tuple[Float, Float]:
@@ -138,38 +123,77 @@ def _on_curve(curve: Curve, axis: Axis, scene: Scene, inwards: float) -> tuple[F
     return axis.to_xy(np.stack([u, v], axis=1)), (axis.to_xy(away) - origin) * inwards
 
 
-def _steps(places: Float, inwards: Float, scene: Scene, beside: float) -> Float | None:
+def _steps(places: Float, inwards: Float, scene: Scene) -> Float | None:
     """(n, 2) map points at which the profiles across an edge rise; None if there are too few."""
-    away = beside * scene.pixel * inwards
+    away = BESIDE * scene.pixel * inwards
     ends = scene.values(scene.mask, np.stack([places + away, places - away]))
     own = (ends[0] > 0) & (ends[1] == 0)
     places, inwards = places[own], inwards[own]
-    together = TOGETHER if beside == BESIDE else TOGETHER // 2
-    pieces = min(MOST, len(places) // together)
+    pieces = min(MOST, len(places) // TOGETHER)
     if pieces < LEAST:
         return None
     offsets = np.arange(-BEHIND, AHEAD + 1)
     lines = places[:, None] + (offsets * scene.pixel)[:, None] * inwards[:, None]
     profiles = scene.values(scene.away, lines)
-    found = []
-    for part in np.array_split(np.arange(len(places)), pieces):
-        rise = _rise(profiles[part].mean(axis=0))
-        if rise is not None:
-            at = part[len(part) // 2]
-            found.append(places[at] + (rise - BEHIND) * scene.pixel * inwards[at])
-    return np.array(found) if len(found) >= LEAST else None
+    starts = np.arange(pieces) * len(places) // pieces
+    sizes = np.diff(np.append(starts, len(places)))
+    rises = _rises(np.add.reduceat(profiles, starts, axis=0) / sizes[:, None].astype(np.float32))
+    seen = rises > 0
+    at = (starts + sizes // 2)[seen]
+    found = places[at] + (rises[seen, None] - BEHIND) * scene.pixel * inwards[at]
+    return found if len(found) >= LEAST else None
 
 
-def _rise(profile: NDArray[np.float32]) -> float | None:
-    """Where a profile first steps up, in pixels from its outer end; None if that is not within it."""
-    padded = np.concatenate([profile, np.repeat(profile[-1:], PLATEAU)])
-    high = np.lib.stride_tricks.sliding_window_view(padded, PLATEAU + 1).max(axis=1) * RISE
-    up = (profile >= high) & (profile >= max(FAINT, RINGING * float(profile.max())))
-    at = int(up.argmax())
-    if at == 0:
-        return None
-    step = float(profile[at] - profile[at - 1])
-    return at - min(1.0, max(0.0, float(profile[at] - high[at]) / step)) if step > 0 else float(at)
+def _rises(profiles: NDArray[np.float32]) -> Float:
+    """Where each profile (row) first steps up, in pixels from its outer end; 0 if it begins high, NaN if it stays low."""
+    padded = np.concatenate([profiles, np.repeat(profiles[:, -1:], PLATEAU, axis=1)], axis=1)
+    high = np.lib.stride_tricks.sliding_window_view(padded, PLATEAU + 1, axis=1).max(axis=2) * RISE
+    up = (profiles >= high) & (profiles >= np.maximum(FAINT, RINGING * profiles.max(axis=1))[:, None])
+    at = up.argmax(axis=1)
+    row, before = np.arange(len(profiles)), np.maximum(at - 1, 0)
+    step = np.maximum(profiles[row, at] - profiles[row, before], 1e-6)
+    back = np.clip((profiles[row, at] - high[row, at]) / step, 0, 1)
+    return np.where(at > 0, at - back, np.where(up[:, 0], 0.0, np.nan))
+
+
+def _limit(scene: Scene) -> None:
+    """Cut corners: the convex hull of where the rows, and the columns, of the mask step from screen to echo.
+
+    A sector that was cut by a rectangle has corners that no edge of the outline follows. Where a row shows no step its
+    end stays, so what is dark is lost only where nothing around it is brighter.
+    """
+    for turned in (False, True):
+        mask, away = (cv2.transpose(scene.mask), cv2.transpose(scene.away)) if turned else (scene.mask, scene.away)
+        rows = np.flatnonzero(mask.any(axis=1))[:: int(EVERY)]
+        if len(rows) < BLOCK * LEAST:
+            return
+        part = mask[rows]
+        first, last = part.argmax(axis=1), part.shape[1] - 1 - part[:, ::-1].argmax(axis=1)
+        ends = np.concatenate([_limits(away, rows, first, 1), _limits(away, rows, last, -1)])
+        if len(ends) < LEAST:
+            return
+        ends = ends[:, ::-1] if turned else ends
+        hull = cv2.convexHull(np.round(ends * 16).astype(np.int32))
+        canvas = np.zeros_like(scene.mask)
+        cv2.fillConvexPoly(canvas, hull, 1, shift=4)
+        np.bitwise_and(scene.mask, canvas, out=scene.mask)
+
+
+def _limits(away: Mask, rows: NDArray[np.intp], ends: NDArray[np.intp], inwards: int) -> Float:
+    """(n, 2) x, y of where the rows step up, from their ends inwards."""
+    columns = ends[:, None] + np.arange(-BEHIND, AHEAD + 1) * inwards
+    within = (columns >= 0) & (columns < away.shape[1])
+    profiles = np.where(within, away[rows[:, None], np.clip(columns, 0, away.shape[1] - 1)], 0).astype(np.float32)
+    starts = np.arange(0, len(rows), BLOCK)
+    sizes = np.diff(np.append(starts, len(rows)))
+    rises = _rises(np.add.reduceat(profiles, starts, axis=0) / sizes[:, None].astype(np.float32))
+    unknown = np.isnan(rises)
+    dark = cv2.morphologyEx(unknown.astype(np.uint8), cv2.MORPH_OPEN, np.ones((DARK, 1), np.uint8))[:, 0] > 0
+    kept = ~unknown | dark
+    moved = (np.maximum(np.nan_to_num(rises, nan=0.0) - BEHIND, 0.0) * inwards)[kept]
+    starts, lasts = starts[kept], (starts + sizes - 1)[kept]
+    above = np.stack([ends[starts] + moved, rows[starts]], axis=1)
+    return np.concatenate([above, np.stack([ends[lasts] + moved, rows[lasts] + EVERY - 1], axis=1)])
 
 
 def _agreeing(inside: Float, near: float) -> int | None:
@@ -179,17 +203,6 @@ def _agreeing(inside: Float, near: float) -> int | None:
     score = np.where((on >= max(LEAST, AGREED * len(inside))) & (beyond <= ASTRAY * len(inside)), on - 0.5 * beyond, -1)
     best = int(score.argmax())
     return best if score[best] > 0 else None
-
-
-def _again_side(points: Float | None, normal: Float, pixel: float) -> Line | None:
-    """The upright or level edge on which enough points lie."""
-    if points is None:
-        return None
-    offsets = points @ normal
-    best = _agreeing(offsets[:, None] - offsets, NEAR * pixel)
-    if best is None:
-        return None
-    return Line(normal, float(np.median(offsets[abs(offsets - offsets[best]) <= NEAR * pixel])))
 
 
 def _again_line(points: Float | None, normal: Float, pixel: float) -> Line | None:

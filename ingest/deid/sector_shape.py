@@ -103,23 +103,24 @@ def carve(mask: NDArray[np.uint8], outside: Float, scale: tuple[float, float]) -
     cv2.fillPoly(mask, [np.round(points * (1 << _SHIFT)).astype(np.int32)], 0, shift=_SHIFT)
 
 
-def beyond_of(line: Line) -> Float:
-    """A polygon of what lies outside of a side."""
-    return _half_plane(Line(-line.normal, -line.offset))
+def beyond_line(line: Line, slack: float) -> Float:
+    """A polygon of what lies more than `slack` outside of a side."""
+    return _half_plane(Line(-line.normal, slack - line.offset))
 
 
-def outside_of(curve: Curve, axis: Axis, *, top: bool) -> Float:
-    """A polygon of what lies above a top, or below a bottom."""
-    return axis.to_xy(_side_of(curve, below=not top))
+def beyond_curve(curve: Curve, axis: Axis, slack: float, *, top: bool) -> Float:
+    """A polygon of what lies more than `slack` above a top, or below a bottom."""
+    radius = max(curve.radius + (-slack if top else slack), slack)
+    return axis.to_xy(_side_of(Curve(curve.centre, radius), below=not top))
 
 
-def outsides(outline: Outline) -> list[Float]:
-    """Polygons, in map pixels, of what lies beyond each edge."""
-    found = [beyond_of(line) for line in (outline.left, outline.right) if line is not None]
+def beyond(outline: Outline, slack: float) -> list[Float]:
+    """Polygons, in map pixels, of what lies more than `slack` beyond each edge."""
+    found = [beyond_line(line, slack) for line in (outline.left, outline.right) if line is not None]
     if outline.bottom is not None:
-        found.append(outside_of(outline.bottom, outline.axis, top=False))
+        found.append(beyond_curve(outline.bottom, outline.axis, slack, top=False))
     if outline.top is not None:
-        found.append(outside_of(outline.top, outline.axis, top=True))
+        found.append(beyond_curve(outline.top, outline.axis, slack, top=True))
     return found
 
 

@@ -155,10 +155,20 @@ def _read(file: Traversable | Path) -> list[Template]:
         return [Template.model_validate(entry) for entry in content["templates"]]
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "entry"
-        raise ConfigError(f"Template file {file.name}: {place}: {first['msg']}.") from None
-    except (yaml.YAMLError, ValueError) as error:
-        raise ConfigError(f"Template file {file.name} can't be read: {error}.") from error
+        known = [str(part) for part in first["loc"] if part in Template.model_fields or isinstance(part, int)]
+        raise _unusable(f"{'.'.join(known) or 'entry'}: {first['msg']}") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark
+        raise _unusable(f"line {mark.line + 1} is no YAML" if mark else "it is no YAML") from None
+    except (yaml.YAMLError, ValueError, RecursionError):
+        raise _unusable("it must be YAML with one key, templates, with a list") from None
+
+
+def _unusable(why: str) -> ConfigError:
+    """Neither the file's name nor a line of it: this error may be stored by whoever runs us."""
+    return ConfigError(
+        f"A template file can't be used: {why}.", step="templates", hint="Mend it, or take it out of --templates DIR."
+    )
 
 
 def propose(device: Device, shape: tuple[int, int], areas: Iterable["ScanArea"]) -> dict[str, Any]:
