@@ -23,40 +23,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fakes.burned_text import COLOURS, MARKS, WORDS, Frame, Style, cover, draw_mark, draw_text, fonts, mark_cover
 from fakes.scans import KINDS, draw_screen
 
-from ingest.deid.glyphs_maps import (
-    CELL,
-    LOG,
-    PICTURE,
-    QUICK,
-    QUICK_DARK,
-    USUAL,
-    VALLEYS,
-    Steps,
-    grey,
-    logs,
-    reference,
-)
+from ingest.deid.glyphs_maps import CELL, CHANNELS, QUICK, USUAL, Steps, grey, logs, reference
 from ingest.phantom import plan, render
 
-WINDOWS = {"small": (2, 2), "word": (2, 4)}  # in cells
-BRIGHT = ("word", "short", "mark", "menu")
-#: Name: the window, the channels, and the kinds of ink it is fitted on
-HEADS = {
-    "small": ("small", list(PICTURE), BRIGHT),
-    "word": ("word", list(PICTURE), BRIGHT),
-    "dark": ("word", [*LOG, *VALLEYS], ("dark", "dark menu")),
-    "faint": ("word", [*PICTURE, *LOG], ("faint",)),
-    "screen": ("word", list(QUICK), BRIGHT),
-    "screen_dark": ("word", list(QUICK_DARK), ("dark", "dark menu")),
-}
-ONE = {"menu": "word", "dark menu": "dark"}  # what a menu is ten of
-DARKEST = (0, 0, 0, 20, 35, 45)  # grey levels of dark ink
-FAINTEST = (0.15, 0.2, 0.25, 0.35)  # covers of faint white ink
+HEADS = {"small": (2, 2), "word": (2, 4)}  # windows, in cells
 HEIGHTS = (7, 9, 11, 14, 18, 24, 32, 40)
 SHORT = ("M1", "LK", "1", "2", "R", "A", "Rt", "D1", "3.2", "LOV")
 LOOKS = (*COLOURS, "outlined", "half", "boxed")
-KINDS_OF_INK = (*BRIGHT, "dark", "dark menu", "faint")
 # Pictures of the sample set in whose scan area text, callipers or a mark stand, or whose area the mask here misses
+KINDS_OF_INK = ("word", "short", "mark", "menu")
 TEXT = ("benign (11).png", "benign (34).png", "benign (4).png", "benign (6).png", "malignant (13).png")
 ROUNDS, PENALTY = 4, 10.0  # of adding hard windows; of squared standardised weights
 
@@ -189,26 +164,9 @@ def drawn_areas() -> Iterator[tuple[str, Frame, Mask]]:
             screen = draw_screen(kind, 200 + seed, sizes[seed], frames=10, colour=False)
             for still in (screen.frames.min(0), screen.frames.max(0)):
                 yield "screens", still, shrunk(screen.truth, 3)
-        for seed in range(16):  # dim ones
-            screen = draw_screen(kind, 300 + seed, sizes[seed % 3], colour=False, gain=(0.45, 0.6, 0.75, 0.9)[seed % 4])
-            yield "screens", screen.frames[0], shrunk(screen.truth, 3)
-    for seed in range(32):
-        yield "crisp", *crisp(seed)
     for spec in plan(1000, 7)[::28]:
         image = render(spec).image
         yield "phantom", image, tissue_mask(image, 5)
-
-
-def crisp(seed: int) -> tuple[Frame, Mask]:
-    """Log-compressed speckle as no scanner shows it: drawn pixel by pixel, never interpolated."""
-    rng = np.random.default_rng([seed, 77])
-    grain, contrast = (1.5, 1.75, 2.0, 2.5)[seed // 2 % 4], float(rng.uniform(15, 30))
-    real, imaginary = (cv2.GaussianBlur(rng.normal(size=(400, 480)), (0, 0), grain) for _ in range(2))
-    echo = np.hypot(real, imaginary)
-    y, x = np.mgrid[:400, :480]
-    tissue = rng.uniform(50, 140) + 40 * np.sin(x / 70 + seed) * np.cos(y / 50)
-    frame = np.clip(tissue + contrast * np.log(echo / echo.mean()), 6 * (seed % 2), 255).astype(np.uint8)
-    return frame, within(frame, 0.02, 0.98, 0.02, 0.98)
 
 
 # --- what is drawn on them ------------------------------------------------------------------------------------------
@@ -272,26 +230,6 @@ def burn(rng: np.random.Generator, frame: Frame, mask: Mask, kind: str) -> tuple
     )
 
 
-def dim(rng: np.random.Generator, frame: Frame, mask: Mask, kind: str) -> tuple[Frame, Mask, dict[str, Any]] | None:
-    """Dark ink, or faint white ink, on a grey `frame`; None if it could hardly be read."""
-    what, style, _ = word(rng, (*WORDS, *SHORT), (9, 11, 14, 18, 24, 32))
-    image = cover(what, style)
-    at = place(rng, image.shape, mask)
-    if at is None:
-        return None
-    level, alpha = (255, float(rng.choice(FAINTEST))) if kind == "faint" else (int(rng.choice(DARKEST)), 1.0)
-    there = slice(at[1], at[1] + image.shape[0]), slice(at[0], at[0] + image.shape[1])
-    share = image / 255 * alpha
-    out, ink = frame.copy(), np.zeros(mask.shape, bool)
-    out[there] = np.rint(frame[there] * (1 - share) + level * share)
-    ink[there] = image > 100
-    contrast, _ = plainness(out, ink)
-    if contrast < (14 if kind == "dark" else 20) or (kind == "dark" and out[ink].mean() > frame[ink].mean()):
-        return None
-    facts = {"look": kind, "height": style.height, "font": Path(style.font).stem, "contrast": contrast, "chroma": 0.0}
-    return out, ink, facts
-
-
 def plainness(frame: Frame, ink: Mask) -> tuple[float, float]:
     """Grey levels between the ink's median and the mean around it; the ink's median chroma above that around it."""
     ring = (cv2.dilate(ink.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & ~ink
@@ -328,20 +266,20 @@ def windows(case: Case, plane: Frame, mask: Mask, ink: Mask | None) -> Case:
     """Fills `case.windows` from the grey picture."""
     steps = Steps(mask)
     cells = steps.all(plane)
-    for name, (rows, columns) in WINDOWS.items():
+    for name, (rows, columns) in HEADS.items():
         found = logs(cells, steps.coverage, rows, columns)
         if found is None:
             continue
         values, places = found
-        usual, under = reference(values), np.zeros(len(places), int)
-        if ink is not None:
-            sums = cv2.integral(ink.astype(np.uint8))
-            y, x = places.T * CELL
-            y1, x1 = y + rows * CELL, x + columns * CELL
-            under = sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x]
-            values, under = values[:, under > 2], under[under > 2]
-        if len(under):
-            case.windows[name] = (values.T.astype(np.float16), usual, under)
+        sums = (
+            cv2.integral(ink.astype(np.uint8))
+            if ink is not None
+            else np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), int)
+        )
+        y, x = places.T * CELL
+        y1, x1 = y + rows * CELL, x + columns * CELL
+        under = sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x]
+        case.windows[name] = (values.T.copy(), reference(values), under)
     return case
 
 
@@ -357,10 +295,9 @@ def cases(areas: list[Clean], seed: int = 5) -> Iterator[Case]:
             base = grey(frame)
             yield windows(Case(area.name, area.fit, "clean"), jpeg(base, quality), mask, None)
             for kind in KINDS_OF_INK:
-                draw, one = (dim if kind in ("dark", "dark menu", "faint") else burn), ONE.get(kind, kind)
-                burned = draw(rng, base, mask, one)
-                for _ in range(9 if burned and one != kind else 0):
-                    more = draw(rng, burned[0], mask, one)
+                burned = burn(rng, base, mask, "word" if kind == "menu" else kind)
+                for _ in range(9 if burned and kind == "menu" else 0):
+                    more = burn(rng, burned[0], mask, "word")
                     burned = (more[0], burned[1] | more[1], burned[2]) if more else burned
                 if burned:
                     case = Case(area.name, area.fit, kind, facts=burned[2] | {"jpeg": quality})
@@ -392,14 +329,14 @@ def logistic(x: Any2, y: Any2, weight: Any2) -> Any2:
     return w
 
 
-def fit(data: list[Case], window: str, channels: list[int], kinds: tuple[str, ...]) -> Any2:
-    """Weights of a head: one for each channel, two for each that counts as usual, and the constant."""
+def fit(data: list[Case], head: str, channels: list[int]) -> Any2:
+    """Weights (3 k + 1) of a head."""
     rng = np.random.default_rng(0)
     ink, clean = [], []
-    pool = [c.windows[window] for c in data if c.fit and c.kind == "clean" and window in c.windows]
+    pool = [c.windows[head] for c in data if c.fit and c.kind == "clean" and head in c.windows]
     for case in data:
-        if case.fit and case.kind in kinds and window in case.windows:
-            values, at, under = case.windows[window]
+        if case.fit and case.kind != "clean" and head in case.windows:
+            values, at, under = case.windows[head]
             best = np.argsort(-under, kind="stable")[:8]
             best = best[under[best] >= max(4, 0.6 * under.max())]
             ink.append(features(values[best], at, channels))
@@ -420,28 +357,32 @@ def fit(data: list[Case], window: str, channels: list[int], kinds: tuple[str, ..
     return w
 
 
-def best_score(case: Case, window: str, channels: list[int], w: Any2) -> float:
+def best_score(case: Case, head: str, channels: list[int], w: Any2) -> float:
     """The highest score over windows (those with ink, where something was drawn)."""
-    if window not in case.windows:
+    if head not in case.windows:
         return -99.0
-    values, at, _ = case.windows[window]
-    return float((features(values, at, channels) @ w[:-1] + w[-1]).max())
+    values, at, under = case.windows[head]
+    scores = features(values, at, channels) @ w[:-1] + w[-1]
+    if case.kind != "clean":
+        scores = scores[under > 2]
+    return float(scores.max()) if len(scores) else -99.0
 
 
-def rates(data: list[Case], fitted: dict[str, Any2]) -> None:
+def rates(data: list[Case], heads: dict[str, tuple[str, list[int], Any2]]) -> None:
     """Prints, for pictures that were not used for fitting, what each threshold finds and what it takes for text."""
     held = [c for c in data if not c.fit]
-    for name, w in fitted.items():
-        window, channels, _ = HEADS[name]
+    for name, (head, channels, w) in heads.items():
         got = {
-            kind: np.array([best_score(c, window, channels, w) for c in held if c.kind == kind])
+            kind: np.array([best_score(c, head, channels, w) for c in held if c.kind == kind])
             for kind in ("clean", *KINDS_OF_INK)
         }
         print(f"\n{name}: {len(got['clean'])} clean pictures held out")
         for at in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
             print(f"  > {at:.0f}: " + "  ".join(f"{kind} {(v > at).mean():.4f}" for kind, v in got.items()))
-        scores = sorted(zip(got["clean"], (c.name for c in held if c.kind == "clean"), strict=True), reverse=True)
-        print("  highest clean:", [(round(float(s), 1), n) for s, n in scores[:12]])
+        worst = sorted(((best_score(c, head, channels, w), c.name) for c in held if c.kind == "clean"), reverse=True)[
+            :8
+        ]
+        print("  highest clean:", [(round(s, 1), n) for s, n in worst])
 
 
 def write(path: Path, fitted: dict[str, Any2]) -> None:
@@ -470,11 +411,14 @@ def main() -> None:
     args = parser.parse_args()
     found = [*(real_areas(args.real) if args.real else ()), *drawn_areas()]
     areas = [Clean(name, frame, mask, i // 2 % 2 == 0) for i, (name, frame, mask) in enumerate(found)]
+    every, quick = list(range(CHANNELS)), list(QUICK)
     data = list(cases(areas))
-    fitted = {name: fit(data, *head) for name, head in HEADS.items()}
-    rates(data, fitted)
+    heads = {name: (name, every, fit(data, name, every)) for name in HEADS}
+    heads["screen"] = ("word", quick, fit(data, "word", quick))
+    rates(data, heads)
+    fitted = {name.upper(): w for name, (_, _, w) in heads.items()}
     if args.write:
-        write(args.write, {name.upper(): w for name, w in fitted.items()})
+        write(args.write, fitted)
 
 
 if __name__ == "__main__":

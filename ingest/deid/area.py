@@ -21,8 +21,8 @@ from ingest.deid.templates import Kind, Template, Templates
 
 __all__ = ["ScanArea", "Source", "Summary", "find_area", "summarise"]
 
-EROSION = 2  # pixels; ours: 3 would lose more than 3 % of a small sector
-LEAST_SHARE = 0.03  # of the picture that the kept area must cover; ours
+EROSION, EROSION_LOSSY = 2, 3  # pixels; ours: 3 loses more than 3 % of a small sector; a lossy edge is less sure
+LEAST_SHARE = 0.025  # of the picture that the kept area must cover; ours
 
 Source = Literal["regions+fit", "fit", "template", "template+fit"]
 
@@ -39,9 +39,10 @@ class ScanArea:
 
 
 def find_area(summary: Summary, regions: Sequence[Region], device: Device, templates: Templates) -> ScanArea:
-    """The scan area of an item: the header's regions and the fit of the pixels, where both agree, less 2 px.
+    """The scan area of an item: the header's regions and the fit of the pixels, where both agree, less 2 px
+    (3 px where lossy compression rings around the sector).
 
-    Without believable regions a template and the fit, or the fit alone; without a fit only a template.
+    Without believable regions a template and the fit, or the fit alone; without a fit only a template, of this device.
 
     Args:
         summary: of the item's frames.
@@ -52,6 +53,8 @@ def find_area(summary: Summary, regions: Sequence[Region], device: Device, templ
     Raises:
         Refusal: NO_SCAN_AREA if it cannot be shown; AREA_DIFFERS if it is not the same in all frames.
     """
+    if min(summary.shape) < LEAST_SIDE:
+        raise Refusal(Reason.NO_SCAN_AREA, "pixels")
     stated = check_regions(regions, summary.shape)
     if stated.only_other:
         raise Refusal(Reason.NO_SCAN_AREA, "pixels")
@@ -59,14 +62,15 @@ def find_area(summary: Summary, regions: Sequence[Region], device: Device, templ
     allowed = _allowed(stated, template if stated.area is None else None)
     sector = fit_sector(summary, allowed, stated.area is not None or template is not None)
     if sector is None:
-        if template is None:
+        if template is None or template.manufacturer is None:  # of no device: any picture of that size would pass
             raise Refusal(Reason.NO_SCAN_AREA, "pixels")
         kept = template.mask() if allowed is None else template.mask() & allowed
-        return _area(kept, "template", 0.0, template.kind)
+        return _area(kept, "template", 0.0, template.kind, EROSION)
     if not steady(summary, sector.mask):
         raise Refusal(Reason.AREA_DIFFERS, "pixels")
     kept = sector.mask if allowed is None else sector.mask & allowed
-    return _area(kept, _source(stated, template), sector.score, sector.kind)
+    erosion = EROSION_LOSSY if sector.lossy else EROSION
+    return _area(kept, _source(stated, template), sector.score, sector.kind, erosion)
 
 
 def _allowed(stated: Stated, template: Template | None) -> NDArray[np.bool_] | None:
@@ -85,15 +89,12 @@ def _source(stated: Stated, template: Template | None) -> Source:
     return "fit" if template is None else "template+fit"
 
 
-def _area(kept: NDArray[np.bool_], source: Source, score: float, kind: Kind) -> ScanArea:
+def _area(kept: NDArray[np.bool_], source: Source, score: float, kind: Kind, erosion: int) -> ScanArea:
     """The area after erosion. The picture's own border does not erode: nothing lies behind it."""
-    kernel = np.ones((2 * EROSION + 1, 2 * EROSION + 1), np.uint8)
+    kernel = np.ones((2 * erosion + 1, 2 * erosion + 1), np.uint8)
     eroded = cv2.erode(kept.view(np.uint8), kernel, borderType=cv2.BORDER_CONSTANT, borderValue=1)
     mask = eroded.view(np.bool_)
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    if not len(rows) or np.count_nonzero(mask) < LEAST_SHARE * mask.size:
+    x, y, width, height = cv2.boundingRect(eroded)
+    if np.count_nonzero(mask) < LEAST_SHARE * mask.size or min(width, height) < LEAST_SIDE - 2 * erosion:
         raise Refusal(Reason.NO_SCAN_AREA, "pixels")
-    box = (int(columns[0]), int(rows[0]), int(columns[-1]) + 1, int(rows[-1]) + 1)
-    if min(box[2] - box[0], box[3] - box[1]) < LEAST_SIDE - 2 * EROSION:
-        raise Refusal(Reason.NO_SCAN_AREA, "pixels")
-    return ScanArea(mask, box, source, round(score, 4), kind)
+    return ScanArea(mask, (x, y, x + width, y + height), source, round(score, 4), kind)

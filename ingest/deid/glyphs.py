@@ -5,48 +5,22 @@ only reject; a clip that passes is not thereby free of text: tests/deid/test_gly
 Three tests, each enough to reject:
 
 * steps between neighbouring pixels that are steeper than the tissue of the same picture has them, close together
-  (`glyphs_maps`): a linear score of windows of 16 x 16 and 16 x 32 pixels. Four of them: for marks and short words, for
-  words, for dark words, for faint ones;
+  (`glyphs_maps`): a linear score of windows of 16 x 16 and 16 x 32 pixels;
 * thin strokes of colour on a picture that is grey or tinted and shows no colour flow;
 * at the end of a cine the first test once more, on the darkest and the brightest value that each pixel ever had: there
   moving tissue is smooth, and what stands still stands out.
 """
 
-from collections.abc import Sequence
-
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.deid.glyphs_maps import (
-    CELL,
-    LOG,
-    PICTURE,
-    QUICK,
-    QUICK_DARK,
-    USUAL,
-    VALLEYS,
-    Bytes,
-    Floats,
-    Steps,
-    grey,
-    half_mask,
-    logs,
-    reference,
-)
-from ingest.deid.glyphs_weights import DARK, FAINT, SCREEN, SCREEN_DARK, SMALL, WORD
+from ingest.deid.glyphs_maps import CELL, QUICK, USUAL, Bytes, Floats, Steps, grey, half_mask, logs, reference
+from ingest.deid.glyphs_weights import SCREEN, SMALL, WORD
 
 Box = tuple[int, int, int, int]  # x0, y0, x1, y1 in pixels of the frame, the last two one past the end
 
-#: Windows in cells, the channels and the weights of their score
-HEADS = (
-    ((2, 2), tuple(PICTURE), SMALL),
-    ((2, 4), tuple(PICTURE), WORD),
-    ((2, 4), (*LOG, *VALLEYS), DARK),
-    ((2, 4), (*PICTURE, *LOG), FAINT),
-)
-SCREENS = ((QUICK, SCREEN), (QUICK_DARK, SCREEN_DARK))
-WINDOWS = ((2, 2), (2, 4))
+HEADS = (((2, 2), SMALL), ((2, 4), WORD))  # windows in cells, and the weights of their score
 SCREEN_WINDOW = (2, 4)
 ALARM = 3.0  # score from which a window is text (ours: see the rates in tests/deid/test_glyphs.py)
 ALARM_SCREEN = 0.0  # score of the quick test from which the whole test is made
@@ -136,36 +110,29 @@ class TextCheck:
             cv2.max(self._bright, image, dst=self._bright)
 
     def _suspicious(self, image: Bytes) -> bool:
-        """The quick tests: may be wrong in either direction, more often in the one that costs only time."""
-        if self._usual is None:
+        """The quick test: may be wrong in either direction, more often in the one that costs only time."""
+        found = logs(self._steps.quick(image), self._steps.coverage, *SCREEN_WINDOW)
+        if found is None or self._usual is None:
             return True
-        for (channels, weights), measure in zip(SCREENS, (self._steps.quick, self._steps.quick_dark), strict=True):
-            found = logs(measure(image), self._steps.coverage, *SCREEN_WINDOW)
-            if found is None or _scores(found[0], self._usual[:, list(channels)], weights, channels).max() > ALARM_SCREEN:
-                return True
-        return False
+        return bool(_scores(found[0], self._usual[:, list(QUICK)], SCREEN, QUICK).max() > ALARM_SCREEN)
 
     def _search(self, image: Bytes, *, keep: bool = False) -> Box | None:
-        """The whole test on one grey picture. `keep`: what is usual in it serves the quick tests of the next ones."""
+        """The whole test on one grey picture. `keep`: what is usual in it serves the quick test of the next ones."""
         cells = self._steps.all(image)
         boxes = []
-        for size in WINDOWS:
-            found = logs(cells, self._steps.coverage, *size)
+        for (rows, columns), weights in HEADS:
+            found = logs(cells, self._steps.coverage, rows, columns)
             if found is None:
                 continue
             values, places = found
             usual = reference(values)
-            if keep and size == SCREEN_WINDOW:
+            if keep and (rows, columns) == SCREEN_WINDOW:
                 self._usual = usual
-            for window, channels, weights in HEADS:
-                if window != size:
-                    continue
-                which = list(channels)
-                hits = places[_scores(values[which], usual[:, which], weights, channels) > ALARM]
-                if len(hits):
-                    y0, x0 = hits.min(axis=0) * CELL
-                    y1, x1 = (hits.max(axis=0) + np.array(size)) * CELL
-                    boxes.append((x0, y0, x1, y1))
+            hits = places[_scores(values, usual, weights, range(len(values))) > ALARM]
+            if len(hits):
+                y0, x0 = hits.min(axis=0) * CELL
+                y1, x1 = (hits.max(axis=0) + np.array((rows, columns))) * CELL
+                boxes.append((x0, y0, x1, y1))
         return self._box(np.array(boxes)) if boxes else None
 
     def _coloured(self, part: Bytes) -> Box | None:
@@ -199,7 +166,7 @@ class TextCheck:
         return int(x0), int(y0), min(int(x1), self._shape[1]), min(int(y1), self._shape[0])
 
 
-def _scores(values: Floats, usual: Floats, weights: tuple[float, ...], channels: Sequence[int]) -> Floats:
+def _scores(values: Floats, usual: Floats, weights: tuple[float, ...], channels: "range | tuple[int, ...]") -> Floats:
     """The score of each window: weights of its `logs`, then of what is usual, then the constant."""
     number = len(channels)
     kept = [k for k, channel in enumerate(channels) if channel in USUAL]

@@ -13,8 +13,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ingest.deid.sector_edge import TOUCHED, Scene, tighten
 from ingest.deid.sector_echo import Echo, Looking, Mask, Pixels, background, find_echo, look_at
+from ingest.deid.sector_edge import TOUCHED, Scene, tighten
 from ingest.deid.sector_fit import fit_outline
 from ingest.deid.sector_shape import Outline, beyond, carve, draw
 from ingest.deid.summary import Summary
@@ -37,7 +37,9 @@ BENT = 3.0  # an arc of a radius below so many times the outline's size is one; 
 STEADY = 0.92  # share of the clip's reach that every quarter of it must have; ours
 LIT = 1  # grey levels by which a lit cell's mean differs from the background, at least
 LEAST_SOFT = 0.45  # share of the piece's texture that must be weaker than a stroke of text; ours
-RING, FLAT = (21, 13), 0.6  # pixels; share of a ring around the mask that is flat unless the picture is lossy; ours
+RING = (11, 5)  # pixels: sides by which the mask grows to the ring around it
+RINGING = (1.0, 20.0), (0.0, 0.0)  # grey levels from the background's of what rings, and of the background; ours
+LEAST_RINGING, LEAST_FLAT = 0.35, 0.1  # of the ring, in a lossy picture; ours
 LOOKS = (
     Looking(3, 3),
     Looking(2, 5),
@@ -126,14 +128,13 @@ def _fit(echo: Echo, pixels: Pixels, flipped: bool, vouched: bool) -> Sector | N
 
 
 def _lossy(pixels: Pixels, mask: Mask) -> bool:
-    """Whether the brightest values in a ring around the mask are not the background's colour."""
+    """Whether the brightest values in a ring around the mask are near the background's colour, but not it."""
     if pixels.colour is None:
-        return True
-    outer, inner = (cv2.dilate(mask, np.ones((side, side), np.uint8)) for side in RING)
-    ring = outer - inner
-    flat = cv2.inRange(pixels.summary.peak, np.array(pixels.colour - 1.0), np.array(pixels.colour + 1.0))
-    around = cv2.countNonZero(ring)
-    return cv2.countNonZero(ring & (flat > 0)) < FLAT * around
+        return False
+    outer, inner = (np.asarray(cv2.dilate(mask, np.ones((side, side), np.uint8)), np.uint8) for side in RING)
+    away = cv2.absdiff(pixels.summary.peak, np.array(float(pixels.colour)))
+    weak, flat = (cv2.mean(cv2.inRange(away, np.array(a), np.array(b)), mask=outer - inner)[0] for a, b in RINGING)
+    return weak > LEAST_RINGING * 255 and flat > LEAST_FLAT * 255
 
 
 def _turned(mask: Mask, flipped: bool) -> Mask:

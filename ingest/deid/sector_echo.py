@@ -156,9 +156,9 @@ def _frame(
     h, w = size
     if allowed is None:
         return -0.5, -0.5, w - 0.5, h - 0.5
-    rows, columns = np.flatnonzero(allowed.any(axis=1)), np.flatnonzero(allowed.any(axis=0))
-    if not len(rows):
+    x, y, width, height = cv2.boundingRect(allowed.view(np.uint8))
+    if not width:
         return -0.5, -0.5, w - 0.5, h - 0.5
-    edges: NDArray[Any] = np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], float)
+    edges: NDArray[Any] = np.array([x, y, x + width, y + height], float)
     x0, y0, x1, y1 = (edges / np.tile(scale, 2) - 0.5).tolist()
     return x0, y0, x1, y1

@@ -9,6 +9,7 @@ Source: anonymization.md section 6, step 3 and "lossy JPEG rings".
 
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Any
 
 import cv2
 import numpy as np
@@ -22,17 +23,17 @@ EVERY = 2.0  # pixels from one profile to the next
 MOST, LEAST = 24, 5  # pieces of an edge, at most and at least
 TOGETHER = 6  # profiles of a piece, at least
 BESIDE = 4.0  # pixels: an edge counts where the mask is inside of it by so much, and not outside
-FAINT = 1.5  # grey levels that are not told from a background; ours
+FAINT = 2.0  # grey levels that are not told from a background; ours
 RISE, PLATEAU = 0.4, 4  # the step is at this share of the highest of the next so many pixels; ours
-RINGING = 0.08  # of the profile's highest value: what is lower may be ringing; ours
+RINGING = 0.1  # of the profile's highest value: what is lower may be ringing; ours
 TRIPLED = 16  # points of an arc that are tried in triples, at most
 NEAR = 0.8  # pixels within which a piece agrees with a new edge
-AGREED, ASTRAY = 0.35, 0.15  # share of the pieces that must, and that may lie beyond it; ours
+AGREED, ASTRAY = 0.35, 0.25  # share of the pieces that must, and that may lie beyond it; ours
 FLAT = 4.0  # times the picture's diagonal: an arc of a larger radius is fitted as a straight line
 TOUCHED = 1.0  # pixels: what a drawn polygon touches counts as covered by it
 BLOCK = 4  # rows that are looked at together; ours
-DARK = 4  # blocks without a step in a row that are dark tissue; fewer are taken for ringing
-NARROW = 0.05  # of the picture's shorter side: rows at the top or bottom that are narrower are cut off; ours
+DARK = 4  # blocks without a step, one after the other, that are dark tissue; fewer are not; ours
+NARROW = 0.04  # of the picture's shorter side: rows at the top or bottom that are narrower are cut off; ours
 
 Mask = NDArray[np.uint8]
 
@@ -79,28 +80,42 @@ def _tighten_curve(curve: Curve, axis: Axis, scene: Scene, inwards: float) -> No
     if points is None:
         return
     widest = FLAT * float(np.hypot(*scene.mask.shape)) * scene.pixel
+    line = _again_line(points, axis.down * inwards, scene.pixel)
     circle = None
-    if curve.radius < widest:
+    if line is None or curve.radius < widest:
         circle = _again_circle(axis.to_uv(points), inwards, NEAR * scene.pixel)
     if circle is None or circle[2] > widest:
-        _carve_line(scene, _again_line(points, axis.down * inwards, scene.pixel))
+        _carve_line(scene, line)
         return
     about = Axis(axis.to_xy(circle[None, :2])[0], axis.down)
     arc = Curve(0.0, float(circle[2]))
-    carve(scene.mask, beyond_curve(arc, about, TOUCHED * scene.pixel, top=inwards > 0), scene.scale)
+    _carve(scene, beyond_curve(arc, about, TOUCHED * scene.pixel, top=inwards > 0))
 
 
 def _blunt(mask: Mask) -> None:
-    """Cut off a tip: where a mask is so narrow, nothing can be measured."""
-    widths = np.count_nonzero(mask, axis=1)
-    wide = np.flatnonzero(widths >= NARROW * min(mask.shape))
+    """Cut off a tip above or below: where a mask is so narrow, nothing can be measured."""
+    x, y, width, height = cv2.boundingRect(mask)
+    part = mask[y : y + height, x : x + width]
+    if not height:
+        return
+    spans = width - part.argmax(axis=1) - part[:, ::-1].argmax(axis=1)
+    wide = np.flatnonzero(spans >= NARROW * min(mask.shape))
     if len(wide):
-        mask[: wide[0]] = mask[wide[-1] + 1 :] = 0
+        mask[: y + wide[0]] = mask[y + wide[-1] + 1 :] = 0
 
 
 def _carve_line(scene: Scene, line: Line | None) -> None:
     if line is not None:
-        carve(scene.mask, beyond_line(line, TOUCHED * scene.pixel), scene.scale)
+        _carve(scene, beyond_line(line, TOUCHED * scene.pixel))
+
+
+def _carve(scene: Scene, outside: Float) -> None:
+    """Take a polygon from the mask, unless that is more than a wrong edge could have added."""
+    before = scene.mask.copy()
+    carve(scene.mask, outside, scene.scale)
+    gone = cv2.countNonZero(before) - cv2.countNonZero(scene.mask)
+    if gone > AHEAD * max(cv2.boundingRect(before)[2:]):
+        scene.mask[:] = before
 
 
 def _line_steps(line: Line, scene: Scene) -> Float | None:
@@ -144,8 +159,8 @@ def _steps(places: Float, inwards: Float, scene: Scene) -> Float | None:
     return found if len(found) >= LEAST else None
 
 
-def _rises(profiles: NDArray[np.float32]) -> Float:
-    """Where each profile (row) first steps up, in pixels from its outer end; 0 if it begins high, NaN if it stays low."""
+def _rises(profiles: NDArray[np.floating[Any]]) -> Float:
+    """Where each profile (row) first steps up, in pixels from its outer end; 0: it begins high, NaN: it stays low."""
     padded = np.concatenate([profiles, np.repeat(profiles[:, -1:], PLATEAU, axis=1)], axis=1)
     high = np.lib.stride_tricks.sliding_window_view(padded, PLATEAU + 1, axis=1).max(axis=2) * RISE
     up = (profiles >= high) & (profiles >= np.maximum(FAINT, RINGING * profiles.max(axis=1))[:, None])
@@ -162,38 +177,44 @@ def _limit(scene: Scene) -> None:
     A sector that was cut by a rectangle has corners that no edge of the outline follows. Where a row shows no step its
     end stays, so what is dark is lost only where nothing around it is brighter.
     """
-    for turned in (False, True):
-        mask, away = (cv2.transpose(scene.mask), cv2.transpose(scene.away)) if turned else (scene.mask, scene.away)
-        rows = np.flatnonzero(mask.any(axis=1))[:: int(EVERY)]
-        if len(rows) < BLOCK * LEAST:
-            return
-        part = mask[rows]
-        first, last = part.argmax(axis=1), part.shape[1] - 1 - part[:, ::-1].argmax(axis=1)
-        ends = np.concatenate([_limits(away, rows, first, 1), _limits(away, rows, last, -1)])
-        if len(ends) < LEAST:
-            return
-        ends = ends[:, ::-1] if turned else ends
-        hull = cv2.convexHull(np.round(ends * 16).astype(np.int32))
-        canvas = np.zeros_like(scene.mask)
-        cv2.fillConvexPoly(canvas, hull, 1, shift=4)
-        np.bitwise_and(scene.mask, canvas, out=scene.mask)
+    x, y, width, height = cv2.boundingRect(scene.mask)
+    here = slice(y, y + height), slice(x, x + width)
+    around = np.pad(scene.away, BEHIND)[y : y + height + 2 * BEHIND, x : x + width + 2 * BEHIND]
+    mask = np.ascontiguousarray(scene.mask[here])
+    for _ in range(2):  # what the columns take shows the rows' ends better
+        for turned in (False, True):
+            if min(mask.shape) < 2 * AHEAD or not mask.any():
+                return
+            ends = _limits(np.ascontiguousarray(mask.T), around.T)[:, ::-1] if turned else _limits(mask, around)
+            canvas = np.zeros_like(mask)
+            if len(ends) >= LEAST:
+                cv2.fillConvexPoly(canvas, cv2.convexHull(np.round(ends * 16).astype(np.int32)), 1, shift=4)
+                mask &= canvas
+    scene.mask[here] = mask
 
 
-def _limits(away: Mask, rows: NDArray[np.intp], ends: NDArray[np.intp], inwards: int) -> Float:
-    """(n, 2) x, y of where the rows step up, from their ends inwards."""
-    columns = ends[:, None] + np.arange(-BEHIND, AHEAD + 1) * inwards
-    within = (columns >= 0) & (columns < away.shape[1])
-    profiles = np.where(within, away[rows[:, None], np.clip(columns, 0, away.shape[1] - 1)], 0).astype(np.float32)
+def _limits(mask: Mask, around: Mask) -> Float:
+    """(n, 2) x, y of where rows step up, from their ends inwards. `around` has `BEHIND` pixels more on every side."""
+    rows = np.flatnonzero(mask.any(axis=1))[:: int(EVERY)]
+    part = mask[rows]
+    first, last = part.argmax(axis=1), part.shape[1] - 1 - part[:, ::-1].argmax(axis=1)
+    offsets = np.arange(-BEHIND, AHEAD + 1)
+    columns = np.concatenate([first[:, None] + offsets, last[:, None] - offsets]) + BEHIND
+    columns = np.clip(columns, 0, around.shape[1] - 1)
+    profiles = around[np.tile(rows + BEHIND, 2)[:, None], columns].astype(np.float32)
     starts = np.arange(0, len(rows), BLOCK)
-    sizes = np.diff(np.append(starts, len(rows)))
-    rises = _rises(np.add.reduceat(profiles, starts, axis=0) / sizes[:, None].astype(np.float32))
-    unknown = np.isnan(rises)
-    dark = cv2.morphologyEx(unknown.astype(np.uint8), cv2.MORPH_OPEN, np.ones((DARK, 1), np.uint8))[:, 0] > 0
-    kept = ~unknown | dark
-    moved = (np.maximum(np.nan_to_num(rises, nan=0.0) - BEHIND, 0.0) * inwards)[kept]
-    starts, lasts = starts[kept], (starts + sizes - 1)[kept]
-    above = np.stack([ends[starts] + moved, rows[starts]], axis=1)
-    return np.concatenate([above, np.stack([ends[lasts] + moved, rows[lasts] + EVERY - 1], axis=1)])
+    lasts = np.append(starts[1:], len(rows)) - 1
+    sums = np.add.reduceat(profiles, np.concatenate([starts, starts + len(rows)]), axis=0)
+    rises = _rises(sums / np.tile(lasts - starts + 1, 2)[:, None].astype(np.float32)).reshape(2, -1)
+    # A few blocks without a step are ringing beside a corner, many are dark tissue
+    dark = cv2.morphologyEx(np.isnan(rises).astype(np.uint8), cv2.MORPH_OPEN, np.ones((1, DARK), np.uint8)) > 0
+    moved = np.maximum(np.nan_to_num(rises, nan=0.0) - BEHIND, 0.0)
+    ends = []
+    for at, below in ((starts, 0.0), (lasts, EVERY - 1)):
+        for edge, inwards, side in ((first, 1, 0), (last, -1, 1)):
+            points = np.stack([edge[at] + inwards * moved[side], rows[at] + below], axis=1)
+            ends.append(points[~np.isnan(rises[side]) | dark[side]])
+    return np.concatenate(ends)
 
 
 def _agreeing(inside: Float, near: float) -> int | None:

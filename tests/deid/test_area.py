@@ -132,6 +132,31 @@ def test_a_tiny_picture_is_refused():
         find_area(summarise([noise]), (), DEVICE, NONE)
 
 
+@pytest.mark.parametrize("shape", [(1, 800), (63, 800), (600, 63), (1, 1)])
+def test_a_picture_that_is_a_few_rows_high_is_refused(shape: tuple[int, int]):
+    noise = np.random.default_rng(4).integers(0, 255, shape, dtype=np.uint8)
+    with pytest.raises(Refusal) as refused:
+        find_area(summarise([noise]), (), DEVICE, NONE)
+    assert refused.value.reason == Reason.NO_SCAN_AREA
+
+
+@pytest.mark.parametrize("mode", ["regions", "none"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_ringing_of_lossy_frames_is_not_taken_for_the_sector(kind: str, mode: str):
+    screen = draw_screen(kind, 2006, (480, 640), 10, background=0, gain=1.0, flank=0.0, clip=False, jpeg=75)
+    area = look(screen, None if mode == "regions" else ())
+    assert not (area.mask & screen.outside).any()
+    assert (area.mask & screen.echo).sum() > 0.94 * screen.echo.sum()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_pixel_beyond_the_true_edge_is_kept(kind: str):
+    screen = draw_screen(kind, 2014, (480, 640), background=0, gain=1.0, flank=0.0)
+    area = look(screen)
+    assert not (area.mask & screen.outside).any()
+    assert (area.mask & screen.echo).sum() > 0.96 * screen.echo.sum()
+
+
 @pytest.mark.deid
 @pytest.mark.parametrize("mode", ["regions", "none"])
 def test_yield_and_loss_over_many_screens(mode: str):

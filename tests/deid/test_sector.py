@@ -132,6 +132,12 @@ def test_a_sector_that_moves_within_the_clip_is_noticed(moving: bool):
     assert steady(summarise(screen.frames), screen.truth) is not moving
 
 
+def test_the_mean_of_a_clip_is_kept_beside_its_extremes():
+    dark, bright = np.zeros((64, 64), np.uint8), np.full((64, 64), 90, np.uint8)
+    summary = summarise([dark, dark, bright])
+    assert (summary.peak == 90).all() and (summary.low == 0).all() and (summary.mean == 30).all()
+
+
 def test_a_summary_needs_frames_of_one_shape():
     with pytest.raises(ValueError, match="at least one"):
         summarise([])

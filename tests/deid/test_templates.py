@@ -92,7 +92,7 @@ def test_two_templates_of_one_device_and_size_are_an_error(tmp_path: Path):
     ],
 )
 def test_a_template_that_is_not_in_the_form_is_an_error(tmp_path: Path, changes: dict[str, object]):
-    with pytest.raises(ConfigError, match="A template file can.t be used"):
+    with pytest.raises(ConfigError, match=r"A template file can.t be used"):
         load_templates(write(tmp_path, entry(**changes)))
 
 
