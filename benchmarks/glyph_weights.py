@@ -9,7 +9,7 @@ steps and of what is usual in the picture. Each round adds the clean windows tha
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,15 +23,39 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests"))
 from fakes.burned_text import COLOURS, MARKS, WORDS, Frame, Style, cover, draw_mark, draw_text, fonts, mark_cover
 from fakes.scans import KINDS, draw_screen
 
-from ingest.deid.glyphs_maps import CELL, CHANNELS, QUICK, USUAL, Steps, grey, logs, reference
+from ingest.deid.glyphs_maps import (
+    CELL,
+    CHANNELS,
+    QUICK,
+    QUICK_DARK,
+    USUAL,
+    Steps,
+    grey,
+    logs,
+    reference,
+)
 from ingest.phantom import plan, render
 
-HEADS = {"small": (2, 2), "word": (2, 4)}  # windows, in cells
+WINDOWS = {"small": (2, 2), "word": (2, 4)}  # in cells
+BRIGHT = ("word", "short", "mark", "menu")
+DIM = ("dark", "dark menu", "faint")
+EVERY = range(CHANNELS)
+#: Name: the window, the channels, and the kinds of ink it is fitted on
+HEADS = {
+    "small": ("small", EVERY, BRIGHT),
+    "word": ("word", EVERY, BRIGHT),
+    "dark": ("word", EVERY, ("dark", "dark menu")),
+    "screen": ("word", QUICK, BRIGHT),
+    "screen_dark": ("word", QUICK_DARK, ("dark", "dark menu")),
+}
+ONE = {"menu": "word", "dark menu": "dark"}  # what a menu is ten of
+DARKEST = (0, 0, 0, 20, 35, 45)  # grey levels of dark ink
+FAINTEST = (0.15, 0.2, 0.25, 0.35)  # covers of faint white ink
 HEIGHTS = (7, 9, 11, 14, 18, 24, 32, 40)
 SHORT = ("M1", "LK", "1", "2", "R", "A", "Rt", "D1", "3.2", "LOV")
 LOOKS = (*COLOURS, "outlined", "half", "boxed")
+KINDS_OF_INK = (*BRIGHT, *DIM)
 # Pictures of the sample set in whose scan area text, callipers or a mark stand, or whose area the mask here misses
-KINDS_OF_INK = ("word", "short", "mark", "menu")
 TEXT = ("benign (11).png", "benign (34).png", "benign (4).png", "benign (6).png", "malignant (13).png")
 ROUNDS, PENALTY = 4, 10.0  # of adding hard windows; of squared standardised weights
 
@@ -164,9 +188,30 @@ def drawn_areas() -> Iterator[tuple[str, Frame, Mask]]:
             screen = draw_screen(kind, 200 + seed, sizes[seed], frames=10, colour=False)
             for still in (screen.frames.min(0), screen.frames.max(0)):
                 yield "screens", still, shrunk(screen.truth, 3)
+        for seed in range(16):  # dim ones
+            screen = draw_screen(kind, 300 + seed, sizes[seed % 3], colour=False, gain=(0.45, 0.6, 0.75, 0.9)[seed % 4])
+            yield "screens", screen.frames[0], shrunk(screen.truth, 3)
+    for seed in range(32):
+        yield "crisp", *crisp(seed)
     for spec in plan(1000, 7)[::28]:
         image = render(spec).image
         yield "phantom", image, tissue_mask(image, 5)
+
+
+def crisp(seed: int) -> tuple[Frame, Mask]:
+    """Log-compressed speckle of a fine grain, hardly interpolated: sharper than scanners show it.
+
+    Without any interpolation its dark gaps are as sharp as ink; to let such pictures pass costs marks and short words.
+    """
+    rng = np.random.default_rng([seed, 77])
+    grain, contrast = (1.5, 1.75, 2.0, 2.5)[seed // 2 % 4], float(rng.uniform(15, 30))
+    real, imaginary = (cv2.GaussianBlur(rng.normal(size=(400, 480)), (0, 0), grain) for _ in range(2))
+    echo = np.hypot(real, imaginary)
+    y, x = np.mgrid[:400, :480]
+    tissue = rng.uniform(50, 140) + 40 * np.sin(x / 70 + seed) * np.cos(y / 50)
+    level = cv2.GaussianBlur(tissue + contrast * np.log(echo / echo.mean()), (0, 0), float(rng.uniform(0.45, 0.9)))
+    frame = np.clip(level, 6 * (seed % 2), 255).astype(np.uint8)
+    return frame, within(frame, 0.02, 0.98, 0.02, 0.98)
 
 
 # --- what is drawn on them ------------------------------------------------------------------------------------------
@@ -230,6 +275,26 @@ def burn(rng: np.random.Generator, frame: Frame, mask: Mask, kind: str) -> tuple
     )
 
 
+def dim(rng: np.random.Generator, frame: Frame, mask: Mask, kind: str) -> tuple[Frame, Mask, dict[str, Any]] | None:
+    """Dark ink, or faint white ink, on a grey `frame`; None if it could hardly be read."""
+    what, style, _ = word(rng, (*WORDS, *SHORT), (9, 11, 14, 18, 24, 32))
+    image = cover(what, style)
+    at = place(rng, image.shape, mask)
+    if at is None:
+        return None
+    level, alpha = (255, float(rng.choice(FAINTEST))) if kind == "faint" else (int(rng.choice(DARKEST)), 1.0)
+    there = slice(at[1], at[1] + image.shape[0]), slice(at[0], at[0] + image.shape[1])
+    share = image / 255 * alpha
+    out, ink = frame.copy(), np.zeros(mask.shape, bool)
+    out[there] = np.rint(frame[there] * (1 - share) + level * share)
+    ink[there] = image > 100
+    contrast, _ = plainness(out, ink)
+    if contrast < (14 if kind == "dark" else 20) or (kind == "dark" and out[ink].mean() > frame[ink].mean()):
+        return None
+    facts = {"look": kind, "height": style.height, "font": Path(style.font).stem, "contrast": contrast, "chroma": 0.0}
+    return out, ink, facts
+
+
 def plainness(frame: Frame, ink: Mask) -> tuple[float, float]:
     """Grey levels between the ink's median and the mean around it; the ink's median chroma above that around it."""
     ring = (cv2.dilate(ink.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0) & ~ink
@@ -241,10 +306,14 @@ def plainness(frame: Frame, ink: Mask) -> tuple[float, float]:
 # --- windows --------------------------------------------------------------------------------------------------------
 
 
-def variants(rng: np.random.Generator, frame: Frame, mask: Mask) -> Iterator[tuple[Frame, Mask, int | None]]:
-    """The picture, a JPEG of it (the quality is given, to be used after drawing), and one smaller or larger."""
+def variants(
+    rng: np.random.Generator, frame: Frame, mask: Mask, *, sizes: bool
+) -> Iterator[tuple[Frame, Mask, int | None]]:
+    """The picture, a JPEG of it (the quality is given, to be used after drawing); `sizes`: one smaller or larger."""
     yield frame, mask, None
     yield frame, mask, int(rng.choice([70, 80, 90, 95]))
+    if not sizes:
+        return
     small = min(frame.shape[:2]) > 300
     scale = float(rng.choice((0.5, 0.6, 0.75) if small else (1.3, 1.7)))
     how = cv2.INTER_AREA if small else cv2.INTER_LINEAR
@@ -266,20 +335,20 @@ def windows(case: Case, plane: Frame, mask: Mask, ink: Mask | None) -> Case:
     """Fills `case.windows` from the grey picture."""
     steps = Steps(mask)
     cells = steps.all(plane)
-    for name, (rows, columns) in HEADS.items():
+    for name, (rows, columns) in WINDOWS.items():
         found = logs(cells, steps.coverage, rows, columns)
         if found is None:
             continue
         values, places = found
-        sums = (
-            cv2.integral(ink.astype(np.uint8))
-            if ink is not None
-            else np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), int)
-        )
-        y, x = places.T * CELL
-        y1, x1 = y + rows * CELL, x + columns * CELL
-        under = sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x]
-        case.windows[name] = (values.T.copy(), reference(values), under)
+        usual, under = reference(values), np.zeros(len(places), int)
+        if ink is not None:
+            sums = cv2.integral(ink.astype(np.uint8))
+            y, x = places.T * CELL
+            y1, x1 = y + rows * CELL, x + columns * CELL
+            under = sums[y1, x1] - sums[y, x1] - sums[y1, x] + sums[y, x]
+            values, under = values[:, under > 2], under[under > 2]
+        if len(under):
+            case.windows[name] = (values.T.astype(np.float16), usual, under)
     return case
 
 
@@ -291,13 +360,15 @@ def cases(areas: list[Clean], seed: int = 5) -> Iterator[Case]:
         if len(ys) < 3000:
             continue
         cut = (slice(int(ys.min()), int(ys.max()) + 1), slice(int(xs.min()), int(xs.max()) + 1))
-        for frame, mask, quality in variants(rng, np.ascontiguousarray(area.frame[cut]), area.mask[cut]):
+        made = variants(rng, np.ascontiguousarray(area.frame[cut]), area.mask[cut], sizes=area.name != "crisp")
+        for frame, mask, quality in made:
             base = grey(frame)
             yield windows(Case(area.name, area.fit, "clean"), jpeg(base, quality), mask, None)
             for kind in KINDS_OF_INK:
-                burned = burn(rng, base, mask, "word" if kind == "menu" else kind)
-                for _ in range(9 if burned and kind == "menu" else 0):
-                    more = burn(rng, burned[0], mask, "word")
+                draw, one = (dim if kind in DIM else burn), ONE.get(kind, kind)
+                burned = draw(rng, base, mask, one)
+                for _ in range(9 if burned and one != kind else 0):
+                    more = draw(rng, burned[0], mask, one)
                     burned = (more[0], burned[1] | more[1], burned[2]) if more else burned
                 if burned:
                     case = Case(area.name, area.fit, kind, facts=burned[2] | {"jpeg": quality})
@@ -307,10 +378,10 @@ def cases(areas: list[Clean], seed: int = 5) -> Iterator[Case]:
 # --- the fit --------------------------------------------------------------------------------------------------------
 
 
-def features(values: Any2, at: Any2, channels: list[int]) -> Any2:
+def features(values: Any2, at: Any2, channels: Sequence[int]) -> Any2:
     """(n, k + 2 u): a window's logs of k channels, and what is usual in the picture for those of them in `USUAL`."""
     fixed = at[:, [c for c in channels if c in USUAL]].reshape(1, -1)
-    return np.concatenate([values[:, channels], np.repeat(fixed, len(values), 0)], 1)
+    return np.concatenate([values[:, list(channels)], np.repeat(fixed, len(values), 0)], 1)
 
 
 def logistic(x: Any2, y: Any2, weight: Any2) -> Any2:
@@ -329,14 +400,14 @@ def logistic(x: Any2, y: Any2, weight: Any2) -> Any2:
     return w
 
 
-def fit(data: list[Case], head: str, channels: list[int]) -> Any2:
-    """Weights (3 k + 1) of a head."""
+def fit(data: list[Case], window: str, channels: Sequence[int], kinds: tuple[str, ...]) -> Any2:
+    """Weights of a head: one for each channel, two for each that counts as usual, and the constant."""
     rng = np.random.default_rng(0)
     ink, clean = [], []
-    pool = [c.windows[head] for c in data if c.fit and c.kind == "clean" and head in c.windows]
+    pool = [c.windows[window] for c in data if c.fit and c.kind == "clean" and window in c.windows]
     for case in data:
-        if case.fit and case.kind != "clean" and head in case.windows:
-            values, at, under = case.windows[head]
+        if case.fit and case.kind in kinds and window in case.windows:
+            values, at, under = case.windows[window]
             best = np.argsort(-under, kind="stable")[:8]
             best = best[under[best] >= max(4, 0.6 * under.max())]
             ink.append(features(values[best], at, channels))
@@ -357,32 +428,28 @@ def fit(data: list[Case], head: str, channels: list[int]) -> Any2:
     return w
 
 
-def best_score(case: Case, head: str, channels: list[int], w: Any2) -> float:
+def best_score(case: Case, window: str, channels: Sequence[int], w: Any2) -> float:
     """The highest score over windows (those with ink, where something was drawn)."""
-    if head not in case.windows:
+    if window not in case.windows:
         return -99.0
-    values, at, under = case.windows[head]
-    scores = features(values, at, channels) @ w[:-1] + w[-1]
-    if case.kind != "clean":
-        scores = scores[under > 2]
-    return float(scores.max()) if len(scores) else -99.0
+    values, at, _ = case.windows[window]
+    return float((features(values, at, channels) @ w[:-1] + w[-1]).max())
 
 
-def rates(data: list[Case], heads: dict[str, tuple[str, list[int], Any2]]) -> None:
+def rates(data: list[Case], fitted: dict[str, Any2]) -> None:
     """Prints, for pictures that were not used for fitting, what each threshold finds and what it takes for text."""
     held = [c for c in data if not c.fit]
-    for name, (head, channels, w) in heads.items():
+    for name, w in fitted.items():
+        window, channels, _ = HEADS[name]
         got = {
-            kind: np.array([best_score(c, head, channels, w) for c in held if c.kind == kind])
+            kind: np.array([best_score(c, window, channels, w) for c in held if c.kind == kind])
             for kind in ("clean", *KINDS_OF_INK)
         }
         print(f"\n{name}: {len(got['clean'])} clean pictures held out")
         for at in (0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0):
             print(f"  > {at:.0f}: " + "  ".join(f"{kind} {(v > at).mean():.4f}" for kind, v in got.items()))
-        worst = sorted(((best_score(c, head, channels, w), c.name) for c in held if c.kind == "clean"), reverse=True)[
-            :8
-        ]
-        print("  highest clean:", [(round(s, 1), n) for s, n in worst])
+        scores = sorted(zip(got["clean"], (c.name for c in held if c.kind == "clean"), strict=True), reverse=True)
+        print("  highest clean:", [(round(float(s), 1), n) for s, n in scores[:12]])
 
 
 def write(path: Path, fitted: dict[str, Any2]) -> None:
@@ -411,14 +478,11 @@ def main() -> None:
     args = parser.parse_args()
     found = [*(real_areas(args.real) if args.real else ()), *drawn_areas()]
     areas = [Clean(name, frame, mask, i // 2 % 2 == 0) for i, (name, frame, mask) in enumerate(found)]
-    every, quick = list(range(CHANNELS)), list(QUICK)
     data = list(cases(areas))
-    heads = {name: (name, every, fit(data, name, every)) for name in HEADS}
-    heads["screen"] = ("word", quick, fit(data, "word", quick))
-    rates(data, heads)
-    fitted = {name.upper(): w for name, (_, _, w) in heads.items()}
+    fitted = {name: fit(data, *head) for name, head in HEADS.items()}
+    rates(data, fitted)
     if args.write:
-        write(args.write, fitted)
+        write(args.write, {name.upper(): w for name, w in fitted.items()})
 
 
 if __name__ == "__main__":

@@ -102,7 +102,7 @@ def prepare(
             rules, or under another key than the data set in the lake.
         UsdataError: the folder is missing or empty.
     """
-    if card.deid_profile == "private" and source is not None:
+    if card.deid_profile == "private" and rules is not None and source is not None:
         check_place(card, source, lake.root)
     root, listing, sources = _list(card, source, count, rules)
     rules = rules or (Rules.published(card) if card.dicom == "published" or card.scan_area == "find" else None)
@@ -125,11 +125,12 @@ def _list(
     card: Card, source: Path | None, count: int | None, rules: Rules | None
 ) -> tuple[Path, Listing, list[Source]]:
     """The source's root and its items, after everything that must be refused; of a generated set also its sources."""
+    needed = _needed(card, rules) if card.deid_profile == "private" else None
     _refuse_without_layout(card)
     _refuse_borrowed_name(card)
-    if card.deid_profile == "private":
+    if needed is not None:
         root = _folder(card, source)
-        return root, list_private(card, root, _needed(card, rules)), []
+        return root, list_private(card, root, needed), []
     if card.generator:
         return Path(), *generated.sources(card, count)
     root = _folder(card, source)

@@ -33,12 +33,11 @@ class Pool(ProcessPoolExecutor):
     def __init__(self, number: int) -> None:
         context = multiprocessing.get_context("spawn")
         leash, self._hold = context.Pipe(duplex=False)
-        os.environ["PYTHONSAFEPATH"] = "1"  # workers import nothing from the folder we stand in: it may be anybody's
         super().__init__(number, context, initializer=_end_with, initargs=(leash,))
 
     def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
         """As the executor's, which starts processes here: they inherit what is blocked, and none is half started."""
-        with _blocked({signal.SIGINT, signal.SIGTERM}):
+        with _blocked({signal.SIGINT, signal.SIGTERM}), _safe_path():
             return super().submit(fn, *args, **kwargs)
 
     def __exit__(
@@ -48,6 +47,20 @@ class Pool(ProcessPoolExecutor):
             self._hold.close()
         self.shutdown(wait=True, cancel_futures=True)
         self._hold.close()
+
+
+@contextmanager
+def _safe_path() -> Iterator[None]:
+    """Processes that start meanwhile import nothing from the folder we stand in: its files may be anybody's."""
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
 
 
 @contextmanager
