@@ -26,7 +26,7 @@ test: $(VENV)/.dev  ## the whole test suite
 	$(BIN)/python -m pytest -q -m "not study and not deid"
 
 test-deid: $(VENV)/.dev  ## de-identification whole: planted secrets in every place, 5,000 mutated files
-	$(BIN)/python -m pytest -q tests/deid -m "not study"
+	$(BIN)/python -m pytest -q tests/deid tests/pipelines/test_private_dvc.py -m "not study"
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

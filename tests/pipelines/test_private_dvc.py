@@ -22,6 +22,7 @@ from usdata.errors import CardError, ConfigError
 from usdata.files import write_json
 from usdata.lake import Lake
 
+pytestmark = pytest.mark.deid  # dvc is slow to start: `make test-deid` runs these
 PROJECT = Path(__file__).resolve().parents[2]
 NAMES = Secret("folders and files", ("Quorbeltal", "8391047562", "Zwindorfer"), "Quorbeltal")
 
