@@ -10,13 +10,14 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
-from threading import Thread
+from threading import RLock, Thread
 from types import TracebackType
 from typing import ParamSpec, TypeVar
 
 from usdata.errors import LakeError
 
 Progress = Callable[[str, int, int], None]  # what, bytes done, bytes in all
+_STARTING = RLock()
 _WORTH_A_PROCESS = 1 << 30  # bytes: a process is up after about the time in which another has read these
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,15 +53,16 @@ class Pool(ProcessPoolExecutor):
 @contextmanager
 def _safe_path() -> Iterator[None]:
     """Processes that start meanwhile import nothing from the folder we stand in: its files may be anybody's."""
-    before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ["PYTHONSAFEPATH"]
-        else:
-            os.environ["PYTHONSAFEPATH"] = before
+    with _STARTING:  # threads that start processes at once would restore what another has set
+        before = os.environ.get("PYTHONSAFEPATH")
+        os.environ["PYTHONSAFEPATH"] = "1"
+        try:
+            yield
+        finally:
+            if before is None:
+                del os.environ["PYTHONSAFEPATH"]
+            else:
+                os.environ["PYTHONSAFEPATH"] = before
 
 
 @contextmanager
