@@ -23,10 +23,10 @@ demo: $(VENV)/.run  ## simulated images -> lake -> SQL -> pretraining -> score -
 	$(BIN)/usdata demo --out demo
 
 test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest -q -m "not study and not deid"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not study and not deid"
 
 test-deid: $(VENV)/.dev  ## de-identification whole: planted secrets in every place, 5,000 mutated files
-	$(BIN)/python -m pytest -q tests/deid tests/pipelines/test_private_dvc.py -m "not study"
+	$(BIN)/python -m pytest -q -n 2 tests/deid tests/pipelines/test_private_dvc.py -m "not study"
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

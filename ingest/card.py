@@ -10,15 +10,31 @@ from collections.abc import Iterator
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 import xxhash
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
+from ingest.card_parts import (
+    PLACEHOLDER,
+    Annotations,
+    Arrays,
+    Defaults,
+    Expect,
+    Frames,
+    Layout,
+    Masks,
+    Model,
+    Source,
+    Table,
+    Value,
+    Values,
+    known_word,
+)
 from ingest.strict_yaml import read_yaml
-from usdata.errors import CardError, UsdataError, nearest
-from usdata.schema import check_word, organ_group_of
+from usdata.errors import CardError, nearest
+from usdata.schema import organ_group_of
 
 # Catalog columns that a path group or a table column may fill. `labels.x` and `targets.x` name an entry of the two
 # JSON columns; `pixel_mm` fills both directions.
@@ -31,219 +47,17 @@ FILLABLE = (
 AUTOMATIC = {"split": "official_split"} | {
     name: name for name in ("organ", "view", "mode", "probe", "site", "patient", "study", "clip", "label")
 }
-BUILTIN_NAMES = ("path", "name", "stem", "parent")  # of the image's own path, unless a group has that name
-NOT_IN_DIGEST = frozenset({"title", "citation", "sources", "verified", "needs", "expect", "patients", "defects"})
-PLACEHOLDER = re.compile(r"\{([^{}]+)\}")
+# Of the image's own path, unless a group has that name. position: rank among the pictures of its folder, from 0.
+BUILTIN_NAMES = ("path", "name", "stem", "parent", "position")
+NOT_IN_DIGEST = frozenset(
+    {"title", "citation", "sources", "verified", "needs", "expect", "patients", "defects", "terms", "tasks"}
+)
 
 
-class _Model(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True, coerce_numbers_to_str=True)
+Task = Literal["classification", "segmentation", "regression", "enhancement", "detection", "registration"]
 
 
-def _one_or_many(value: object) -> object:
-    return (value,) if isinstance(value, str) else value
-
-
-def _regex(pattern: str) -> str:
-    try:
-        re.compile(pattern)
-    except (re.error, OverflowError, RecursionError) as error:
-        raise ValueError(f"not a regular expression ({error}): {pattern[:200]}") from error
-    return pattern
-
-
-Regex = Annotated[str, BeforeValidator(lambda value: _regex(value) if isinstance(value, str) else value)]
-Patterns = Annotated[tuple[Regex, ...], BeforeValidator(_one_or_many)]
-Words = Annotated[tuple[str, ...], BeforeValidator(_one_or_many)]
-
-
-class Source(_Model):
-    """Where a data set, or one archive of it, comes from; checksums where they are known."""
-
-    page: str | None = None
-    url: str | None = None
-    archive: str | None = None
-    size: int | None = Field(default=None, ge=0)  # bytes
-    md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
-    sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
-    note: str | None = None
-
-
-class Value(_Model):
-    """How one catalog column is read from path groups or from a table row.
-
-    `from` is the name of a group (or table column), or a template such as `"{patient}_{point}"`. Values are stripped of
-    blanks at both ends; an empty one is unknown (null). With `map`, a value that the map does not list is an error.
-    """
-
-    source: str = Field(alias="from", min_length=1)
-    map: dict[str, str] | None = None
-    lower: bool = False  # fold to lower case before `map`
-    optional: bool = False  # of a table: the column may be absent from the file
-
-    def names(self) -> list[str]:
-        """The groups or columns that this value needs."""
-        return PLACEHOLDER.findall(self.source) or [self.source]
-
-
-def _as_value(value: object) -> object:
-    return {"from": value} if isinstance(value, str) else value
-
-
-Values = dict[str, Annotated[Value, BeforeValidator(_as_value)]]
-
-
-class Layout(_Model):
-    """Regular expressions for whole POSIX paths below the root; their named groups are the fields.
-
-    A file takes the first role that fits it, in the order ignore, table (from `Card.tables`), mask, video, image.
-    """
-
-    image: Patterns = ()
-    video: Patterns = ()
-    mask: Patterns = ()
-    ignore: Patterns = ()
-    pair_by: tuple[str, ...] | None = None  # groups that tie a mask to its image; default: all that both name
-    ignore_case: bool = False  # .PNG as well as .png, for all patterns
-    example: dict[Literal["image", "video", "mask", "table", "ignore"], Words] = {}  # made-up paths; a test runs them
-
-    @model_validator(mode="after")
-    def _complete(self) -> Self:
-        if not (self.image or self.video):
-            raise ValueError("give an image or a video pattern")
-        for mask in self.mask:
-            for image in (*self.image, *self.video):
-                if not self.pairing(mask, image):
-                    raise ValueError(f"nothing pairs masks with images: no group is named in both {mask} and {image}")
-        return self
-
-    def pairing(self, mask: str, image: str) -> tuple[str, ...]:
-        """The groups whose values a mask shares with its image, sorted."""
-        shared = set(re.compile(mask).groupindex) & set(re.compile(image).groupindex)
-        if self.pair_by is None:
-            return tuple(sorted(shared))
-        missing = set(self.pair_by) - shared
-        if missing:
-            raise ValueError(f"pair_by: {', '.join(sorted(missing))} is not a group of both {mask} and {image}")
-        return tuple(sorted(self.pair_by))
-
-
-class Table(_Model):
-    """A CSV, TSV or JSON file whose rows give columns to items.
-
-    A row belongs to the items for which `match` (filled from the item's path) equals `key` (filled from the row).
-    Named groups of `file` count as columns of each of its rows. Header and values are stripped of blanks.
-    """
-
-    file: Regex  # for the whole POSIX path below the root
-    key: str  # a column, or a template of columns: "{split}/{filename}"
-    match: str  # a group or template of groups, or of path, name, stem, parent (of the item): "{split}/{name}"
-    columns: Values  # catalog column -> how to read it from the row
-    format: Literal["auto", "csv", "json", "lines"] = "auto"  # auto: by extension; lines: split at blanks
-    separator: str | None = None  # of CSV; default: tab for .tsv, else comma
-    header: tuple[str, ...] | None = None  # column names of a file that has none
-    encoding: str = "utf-8-sig"
-    missing: tuple[str, ...] = ("nan", "NaN", "NA", "N/A", "null")  # besides the empty value
-    required: bool = False  # the file must be there; otherwise its absence is a note
-    every_item: bool = False  # an item without a row is refused (label_missing)
-
-    @field_validator("encoding")
-    @classmethod
-    def _known(cls, encoding: str) -> str:
-        try:
-            "x".encode(encoding)
-        except LookupError as error:
-            raise ValueError(f"no text encoding {encoding!r}; for example utf-8, latin-1, cp1252, utf-16") from error
-        return encoding
-
-    @field_validator("separator")
-    @classmethod
-    def _one_character(cls, separator: str | None) -> str | None:
-        if separator is not None and (len(separator) != 1 or separator in '"\r\n'):
-            raise ValueError(f"one character that is no quote and no end of line, not {separator!r}")
-        return separator
-
-
-class Masks(_Model):
-    """What the pixels of a mask file mean.
-
-    binary: grey above `threshold` is `classes[1]`; several files of one image are merged by OR.
-    outline: like binary, then closed curves are filled.
-    index: the stored number (palette index or grey level) is looked up in `values`.
-    colour: the RGB colour is looked up in `colours`.
-    """
-
-    kind: Literal["binary", "outline", "index", "colour"] = "binary"
-    classes: tuple[str, ...] = ("background", "foreground")  # name of each index of the stored mask
-    threshold: int = Field(default=127, ge=0, le=254)
-    values: dict[int, str] | None = None  # index: stored number -> class; default: the position in `classes`
-    colours: dict[str, str] | None = None  # colour: "r,g,b" -> class
-    by_path: dict[Regex, str] | None = None  # binary, outline: class of a file, by a search in its path
-    required: bool = False  # an image without a mask is refused
-    other_size: Literal["refuse", "resize"] = "refuse"  # a mask of another size than its image
-    if_bad: Literal["image_only", "refuse"] = "image_only"  # an unusable mask: keep its image without, or refuse both
-
-    @model_validator(mode="after")
-    def _consistent(self) -> Self:
-        if len(set(self.classes)) != len(self.classes) or not 2 <= len(self.classes) <= 256:
-            raise ValueError("classes: 2 to 256 different names, the first for the background")
-        for field, kinds in (("values", ("index",)), ("colours", ("colour",)), ("by_path", ("binary", "outline"))):
-            if getattr(self, field) is not None and self.kind not in kinds:
-                raise ValueError(f"{field} has no meaning for masks of kind {self.kind}")
-        if self.kind == "colour" and not self.colours:
-            raise ValueError("colours: say which colour is which class")
-        for colour in self.colours or {}:
-            if not re.fullmatch(r"\d{1,3},\d{1,3},\d{1,3}", colour) or max(map(int, colour.split(","))) > 255:
-                raise ValueError(f'colours: "{colour}" is not "red,green,blue" with numbers from 0 to 255')
-        if any(not 0 <= number <= 255 for number in self.values or {}):
-            raise ValueError("values: the stored numbers go from 0 to 255")
-        used = [*(self.values or {}).values(), *(self.colours or {}).values(), *(self.by_path or {}).values()]
-        for name in used:
-            if name not in self.classes:
-                raise ValueError(f"{name!r} is not among the classes {', '.join(self.classes)}")
-        if self.kind in ("binary", "outline") and not self.by_path and len(self.classes) != 2:
-            raise ValueError(f"a mask of kind {self.kind} has two classes unless by_path tells more apart")
-        return self
-
-
-class Frames(_Model):
-    """Which frames of a video become images: every `stride`-th, thinned evenly to at most `max_per_clip`."""
-
-    stride: int = Field(default=1, ge=1)
-    max_per_clip: int | None = Field(default=None, ge=1)
-
-
-class Defaults(_Model):
-    """What holds for every item unless its path or a table says otherwise. Null: unknown."""
-
-    organ: str | None = None
-    mode: str = "B-mode"
-    species: str = "human"
-    probe: str | None = None
-    view: str | None = None
-    site: str | None = None
-    manufacturer: str | None = None
-    model: str | None = None
-    synthetic: bool = False
-    burned_in: Literal["no", "some", "yes", "unknown"] = "unknown"  # text or callipers in the pixels
-    pixel_mm: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-
-    @field_validator("organ", "mode", "species", "probe")
-    @classmethod
-    def _word(cls, word: str | None, info: Any) -> str | None:
-        return None if word is None else _check(info.field_name, word)
-
-
-class Expect(_Model):
-    """Published counts of the whole set. Ingest warns when it finds more than 2 % otherwise; it never fails on them."""
-
-    images: int | None = None
-    videos: int | None = None
-    patients: int | None = None
-    label: dict[str, int] = {}
-
-
-class Card(_Model):
+class Card(Model):
     """Everything the lake knows about a data set before opening its first file."""
 
     name: str = Field(pattern="^[a-z0-9][a-z0-9_]*$", max_length=40)  # sample ids and shard names are built from it
@@ -258,15 +72,21 @@ class Card(_Model):
     scan_area: Literal["find", "keep"] | None = None  # all but the scan area goes; default: of DICOM and private files
     verified: Literal["real", "layout", "unverified"] = "unverified"  # run on real files, on fakes, or on none
     sources: tuple[Source, ...] = ()
+    terms: str | None = None  # what a user must have accepted: off until `--accept-terms`
+    tasks: tuple[Task, ...] = ()  # what its labels are used for
     needs: str | None = None  # of an unverified card: what a user must supply
     defaults: Defaults = Defaults()
     layout: Layout | None = None
     generator: str | None = None  # instead of a layout: the program that draws the images ("phantom")
-    fields: Values = {}  # catalog column -> which path group (or template) fills it
+    fields: Values = Field(default_factory=dict)  # catalog column -> which path group (or template) fills it
     tables: tuple[Table, ...] = ()
-    labels: dict[str, tuple[str, ...]] = {}  # "label", or the x of "labels.x" -> all allowed values
+    # "label", or the x of "labels.x" -> all allowed values
+    labels: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     target: str | None = None  # which of the named targets is also the column `target`
     masks: Masks | None = None
+    annotations: tuple[Annotations, ...] = ()
+    arrays: Arrays | None = None  # of volumes
+    reader: str | None = None  # module of `ingest.special` that reads the card's containers
     frames: Frames = Frames()
     crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 in source pixels; x1 and y1 lie one past the last
     colour_limit: float = Field(
@@ -290,14 +110,32 @@ class Card(_Model):
             if self.verified != "unverified" or not self.needs:
                 raise ValueError("layout: missing (only an unverified card that says what it `needs` may leave it out)")
             return self
-        if bool(self.layout.mask) != (self.masks is not None):
-            raise ValueError("layout.mask and masks: give both or neither")
+        self._check_pictures(self.layout)
         if self.crop and not (0 <= self.crop[0] < self.crop[2] and 0 <= self.crop[1] < self.crop[3]):
             raise ValueError("crop: x0, y0, x1, y1 with 0 <= x0 < x1 and 0 <= y0 < y1")
         self._check_columns()
         self._check_words()
         self._check_names()
         return self
+
+    def _check_pictures(self, layout: Layout) -> None:
+        """Masks, arrays and containers are each said in two places that must agree."""
+        drawn = any(one.becomes == "mask" for one in self.annotations)
+        inside = bool(layout.container) or bool(self.arrays and self.arrays.mask_dataset)  # masks beside the pixels
+        if self.masks is None and (layout.mask or drawn):
+            raise ValueError("masks: missing; say what the masks mean")
+        if self.masks is not None and not (layout.mask or drawn or inside):
+            raise ValueError("masks: neither layout.mask nor annotations give any")
+        if self.masks is not None and (self.masks.kind == "drawn") != (drawn and not layout.mask):
+            raise ValueError("masks.kind: `drawn` is for masks that come from annotations alone")
+        for one in self.annotations:
+            for name in one.classes.values() if one.becomes == "mask" and self.masks else ():
+                if name not in self.masks.classes:
+                    raise ValueError(f"annotations: {name!r} is not among masks.classes")
+        if bool(layout.volume) and self.arrays is None:
+            raise ValueError("arrays: missing; say which axes the volumes have")
+        if bool(layout.container) != (self.reader is not None):
+            raise ValueError("layout.container and reader: give both or neither")
 
     def _check_private(self) -> None:
         """Nothing of a private file but checked values can pass: the card must list all words that it lets through."""
@@ -307,8 +145,8 @@ class Card(_Model):
             return
         if self.scan_area == "keep":
             raise ValueError("scan_area: of private files only what is shown to be scan area is kept")
-        if self.masks or self.crop:
-            raise ValueError("masks, crop: not for private files; a reviewed template says where the scan area is")
+        if self.masks or self.crop or self.annotations:
+            raise ValueError("masks, annotations, crop: not for private files; a reviewed template shows the scan area")
         if self.dicom == "published":
             raise ValueError("dicom: published and deid_profile: private contradict each other")
         for column, value, _ in self.filled() if self.layout else ():
@@ -338,7 +176,7 @@ class Card(_Model):
         The groups that bear a column's name come first, unless `fields` says otherwise.
         """
         own: dict[str, Value] = {}
-        for pattern in (*self.layout.image, *self.layout.video) if self.layout else ():
+        for pattern in self.layout.pictures if self.layout else ():
             for group in re.compile(pattern).groupindex:
                 if group in AUTOMATIC and AUTOMATIC[group] not in self.fields:
                     own[AUTOMATIC[group]] = Value.model_validate({"from": group})
@@ -368,21 +206,28 @@ class Card(_Model):
         if self.defaults.organ is None and "organ" not in columns and self.deid_profile == "public":
             raise ValueError("organ: give defaults.organ or a field that fills it")
         named = {column.removeprefix("labels.") for column in columns if column == "label" or column[:7] == "labels."}
+        if self.masks and self.masks.label:
+            if "label" in columns:
+                raise ValueError("masks.label: the path or a table fills `label` already")
+            named.add("label")
         for name in sorted(named ^ set(self.labels)):
             raise ValueError(
                 f"labels: no values are listed for {name!r}" if name in named else f"labels: no file fills {name!r}"
             )
         if self.target and f"targets.{self.target}" not in columns:
-            raise ValueError(f"target: no table fills 'targets.{self.target}'")
+            raise ValueError(f"target: nothing fills 'targets.{self.target}'")
 
     def _check_words(self) -> None:
         for column, value, _ in self.filled():
             for word in (value.map or {}).values():
                 if column in ("organ", "mode", "species", "probe"):
-                    _check(column, word)
+                    known_word(column, word)
                 name = column.removeprefix("labels.")
                 if name in self.labels and word not in self.labels[name]:
                     raise ValueError(f"{column}: maps to {word!r}, which labels.{name} does not list")
+        for word in (self.masks.label or {}).values() if self.masks else ():
+            if word not in self.labels.get("label", ()):
+                raise ValueError(f"masks.label: {word!r} is not in labels.label")
         for name, values in self.labels.items():
             if not values or len(set(values)) < len(values):
                 raise ValueError(f"labels.{name}: list each value once")
@@ -390,21 +235,15 @@ class Card(_Model):
     def _check_names(self) -> None:
         """Each pattern offers every group that the fields and the tables' `match` ask for."""
         assert self.layout is not None
-        patterns = [set(re.compile(pattern).groupindex) for pattern in (*self.layout.image, *self.layout.video)]
+        patterns = [set(re.compile(pattern).groupindex) for pattern in self.layout.pictures]
         known = set().union(*patterns) | set(BUILTIN_NAMES)
         asked = [(f"fields.{column}", value.names()) for column, value in self.fields.items()]
         asked += [("tables.match", PLACEHOLDER.findall(t.match) or [t.match]) for t in self.tables]
+        asked += [("annotations.match", PLACEHOLDER.findall(a.match) or [a.match]) for a in self.annotations]
         for place, names in asked:
             for name in names:
-                if name not in known:
+                if name not in known and not self.reader:  # a container's entries bring words of their own
                     raise ValueError(f"{place}: no image or video pattern has a group {name!r}.{nearest(name, known)}")
-
-
-def _check(kind: str, word: str) -> str:
-    try:
-        return check_word(kind, word)
-    except UsdataError as error:
-        raise ValueError(error.message) from error
 
 
 def load_card(path: Path) -> Card:
@@ -449,6 +288,7 @@ def _keys(place: tuple[int | str, ...]) -> Iterator[str]:
     models: dict[str, type[BaseModel]] = {
         **{"layout": Layout, "masks": Masks, "tables": Table, "frames": Frames, "defaults": Defaults},
         **{"expect": Expect, "sources": Source, "fields": Value, "columns": Value},
+        **{"annotations": Annotations, "arrays": Arrays},
     }
     found = [models[part] for part in parts if part in models]
     for name, field in (found[-1] if found else Card).model_fields.items():
@@ -482,10 +322,8 @@ def get_card(name: str) -> Card:
 
 def card_digest(card: Card) -> str:
     """xxh3_128 (32 hex digits) of all in the card that can change a stored byte; a new title does not."""
-    content = card.model_dump(mode="json", by_alias=True, exclude=set(NOT_IN_DIGEST))
-    if content["layout"]:
-        del content["layout"]["example"]
-    for name, default in (("relax", []), ("dicom", "refuse"), ("scan_area", None)):
-        if content[name] == default:
-            del content[name]  # came later: older cards keep their digest, and their shards
+    # Without defaults, so that a key which a later version adds leaves the digest of older cards alone.
+    content = card.model_dump(mode="json", by_alias=True, exclude=set(NOT_IN_DIGEST), exclude_defaults=True)
+    if "layout" in content:
+        content["layout"].pop("example", None)
     return xxhash.xxh3_128_hexdigest(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())

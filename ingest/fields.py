@@ -6,7 +6,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from ingest.card import PLACEHOLDER, Card, Value
+from ingest.card import Card
+from ingest.card_parts import PLACEHOLDER, Value
 from usdata.errors import CardError
 from usdata.schema import check_word, organ_group_of
 

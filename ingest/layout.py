@@ -254,7 +254,7 @@ def _printable(path: str) -> str:
 def _no_match(card: Card, root: Path, seen: list[str]) -> CardError:
     assert card.layout is not None
     example = next((path for role in ("image", "video") for path in card.layout.example.get(role, ())), None)
-    expected = f"for example {example!r}" if example else f"matching {(*card.layout.image, *card.layout.video)[0]}"
+    expected = f"for example {example!r}" if example else f"matching {card.layout.pictures[0]}"
     files = ", ".join(repr(path) for path in seen[:SHOWN]) + (", ..." if len(seen) > SHOWN else "")
     files = files or "only files that the card ignores or reads as tables"
     return CardError(
@@ -271,9 +271,7 @@ def _pair(card: Card, found: _Found) -> dict[str, list[str]]:
     if not found.mask:
         return {}
     pairing = {
-        (mask, image): card.layout.pairing(mask, image)
-        for mask in card.layout.mask
-        for image in (*card.layout.image, *card.layout.video)
+        (mask, image): card.layout.pairing(mask, image) for mask in card.layout.mask for image in card.layout.pictures
     }
     by_key: dict[tuple[str, ...], dict[tuple[str, ...], list[str]]] = {}  # groups -> their values -> images
     for names in set(pairing.values()):

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from ingest.card import Masks
+from ingest.card_parts import Masks
 from ingest.preprocess import nearest_neighbour
 from ingest.readers.image import image_format, open_with_pillow, read_bytes, to_8_bits
 from usdata.errors import DataError

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ingest.card import PLACEHOLDER, Card, Table, Value
+from ingest.card import Card
+from ingest.card_parts import PLACEHOLDER, Table, Value
 from ingest.fields import Found, Refused, fill_template
 from usdata.errors import CardError, nearest
 

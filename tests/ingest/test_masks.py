@@ -9,7 +9,8 @@ import pytest
 from fakes.datasets import blob, draw, save
 from PIL import Image
 
-from ingest.card import Masks, get_card
+from ingest.card import get_card
+from ingest.card_parts import Masks
 from ingest.layout import list_items
 from ingest.readers.image import read_image
 from ingest.readers.mask import encode_mask, fill_outline, read_mask

@@ -41,7 +41,7 @@ from usdata.shards import ShardWriter, header
 from usdata.verify import verify
 from usdata.verify_lake import check_head, check_lake
 
-FLIPS = 1000
+FLIPS = 300
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def one_stretch(good: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("seed", [1, pytest.param(2, marks=pytest.mark.study)])
-def test_every_one_of_1000_flipped_bits_is_found_in_its_file(lake, seed):
+def test_every_one_of_many_flipped_bits_is_found_in_its_file(lake, seed):
     assert missed(lake, FLIPS if seed == 1 else 30 * FLIPS, seed, one_bit) == []
 
 
