@@ -25,13 +25,12 @@ _BYTES_PER_SECOND = 50e6  # of a slow disk: a large file may be silent for longe
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """What a file's header gives: catalog columns, the number of frames, and how many fields met which fate."""
+    """What a file's header gives: catalog columns, and the number of frames."""
 
     row: dict[str, Any]
     frames: int
     fps: float | None
     clip: bool  # several frames
-    counts: dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +68,9 @@ class Cleaners:
 
     def _examine(self, path: Path, relative: str) -> Examined:
         with self._child() as child:
-            content = list(child.ask("examine", _patience(path), path=str(path.absolute()), relative=relative))[
-                -1
-            ].content
+            *_, last = child.ask("examine", _patience(path), path=str(path.absolute()), relative=relative)
         try:
-            found = Examined(**{name: content[name] for name in Examined.__slots__})
+            found = Examined(**{name: last.content[name] for name in Examined.__slots__})
             self._rows.check(found.row)
         except (KeyError, TypeError, ValueError):
             raise Refusal(Reason.DECODER_DIED, "isolate") from None

@@ -163,15 +163,26 @@ def _kept(frames: Iterator[tuple[int, Pixels]], held: dict[int, Pixels]) -> Iter
 def clean(opened: Opened, wanted: Sequence[int], tools: Tools) -> Iterator[Cleaned | None]:
     """The frames `wanted` of an item, cleaned; None after each other frame, as a sign of life.
 
-    Every frame is decoded and looked at for text, wanted or not, before the first is given: one bad frame keeps the
-    whole item out.
-
     Raises:
         Refusal: no_scan_area, text_in_scan_area, pixel_length, ...
     """
     held: dict[int, Pixels] = {}
     area = find_scan_area(opened, tools, held)
     yield None
+    yield from clean_within(area, opened, wanted, tools, held)
+
+
+def clean_within(
+    area: ScanArea, opened: Opened, wanted: Sequence[int], tools: Tools, held: dict[int, Pixels]
+) -> Iterator[Cleaned | None]:
+    """`clean` for a scan area that was found; `held`: frames that are decoded already.
+
+    Every frame is decoded and looked at for text, wanted or not, before the first is given: one bad frame keeps the
+    whole item out.
+
+    Raises:
+        Refusal: text_in_scan_area, pixel_length, frame_missing.
+    """
     check = TextCheck(area.mask, area.box) if tools.checks_text else None
     cut = _Cut(area, tools)
     ready = []
@@ -190,17 +201,18 @@ def clean(opened: Opened, wanted: Sequence[int], tools: Tools) -> Iterator[Clean
 
 
 def _all_frames(opened: Opened, held: dict[int, Pixels]) -> Iterator[tuple[int, Pixels]]:
-    """Every frame in order; those that are held are not decoded again if all are."""
-    if len(held) == opened.frames:
-        yield from sorted(held.items())
-        return
-    held.clear()
-    done = 0
-    for index, frame in opened.read(range(opened.frames)):
-        done += 1
-        yield index, frame
-    if done != opened.frames:
-        raise Refusal(Reason.FRAME_MISSING, "pixels")
+    """Every frame in order. Those that are held are not decoded again, unless a video must be read in one go."""
+    if opened.kind == "video" and len(held) < opened.frames:
+        held.clear()
+    others = opened.read([index for index in range(opened.frames) if index not in held])
+    for index in range(opened.frames):
+        if index in held:
+            yield index, held.pop(index)
+            continue
+        found = next(others, None)
+        if found is None or found[0] != index:
+            raise Refusal(Reason.FRAME_MISSING, "pixels")
+        yield found
 
 
 class _Cut:
@@ -234,16 +246,11 @@ class _Cut:
 
 
 def answer_examine(tools: Tools, content: dict[str, Any]) -> Iterator[Message]:
-    """The header's columns and counts, and how many frames there are; no pixel leaves."""
+    """The header's columns, and how many frames there are; no pixel leaves."""
     opened = open_item(Path(content["path"]), tools, decode=False)
     row = dict(opened.header.row) if opened.header else {}
-    counts = {action.value: n for action, n in opened.header.counts.items()} if opened.header else {}
-    yield Message(
-        {
-            **{"kind": "done", "row": row, "counts": counts, "frames": opened.frames, "fps": opened.fps},
-            "clip": opened.kind != "image" and opened.frames > 1,
-        }
-    )
+    clip = opened.kind != "image" and opened.frames > 1
+    yield Message({"kind": "done", "row": row, "frames": opened.frames, "fps": opened.fps, "clip": clip})
 
 
 def answer_clean(tools: Tools, content: dict[str, Any]) -> Iterator[Message]:
@@ -324,13 +331,14 @@ def _judge(path: Path, content: dict[str, Any], tools: Tools, verdict: _Verdict)
     opened = open_item(path, tools)
     verdict.row = dict(opened.header.row) if opened.header else {}
     verdict.device = (opened.device.manufacturer, opened.device.model, opened.device.software)
-    verdict.before = next(frame for _, frame in list(opened.read([0])))
-    verdict.shape = (verdict.before.shape[0], verdict.before.shape[1])
-    area = find_scan_area(opened, tools, {})
+    held = dict(opened.read([0]))
+    verdict.before = held[0]
+    verdict.shape = (held[0].shape[0], held[0].shape[1])
+    area = find_scan_area(opened, tools, held)
     verdict.mask = area.mask.astype(np.uint8) * 255
     verdict.source, verdict.score = area.source, float(area.score)
     check = SelfCheck(identifiers_of(opened, content["relative"], tools), tools.allowed)
-    for cleaned in clean(opened, [0], tools):
+    for cleaned in clean_within(area, opened, [0], tools, held):
         yield Message({"kind": "beat"})
         if cleaned is not None:
             verdict.row = merged(verdict.row, cleaned.row)

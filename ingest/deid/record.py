@@ -7,9 +7,8 @@ from ingest.deid.reasons import Reason, Relaxed, State
 from ingest.deid.rules import DEID_VERSION, TABLES_VERSION, Rules
 from ingest.deid.walk import Action
 
-Facts = tuple[
-    Mapping[str, int], str | None
-]  # counts of header fields by what became of them; what showed the scan area
+# Counts of header fields by what became of them; what showed the scan area.
+Facts = tuple[Mapping[str, int], str | None]
 
 
 def write_audit(

@@ -15,7 +15,7 @@ from ingest.deid.templates import load_templates
 from usdata.errors import ConfigError
 
 DEID_VERSION = 1  # of the rules, as the catalog stores it; raise it when the same file would come out otherwise
-TABLES_VERSION = 1  # of vocab/*.yaml, as the audit tells it
+TABLES_VERSION = 1  # of vocab/*.yaml, for people who read the audit; what is built anew `tables_digest` decides
 PUBLISHED = "published"  # in place of a key's fingerprint: files that their owner published, no secret protects them
 
 

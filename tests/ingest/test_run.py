@@ -339,7 +339,7 @@ def test_a_card_of_ones_own_can_not_replace_a_registered_data_set_by_its_name(fo
 def test_a_private_card_with_masks_is_refused_before_a_file_is_read(folder, tmp_path):
     card = folder.parent / "mine.yaml"
     card.write_text(card.read_text().replace("deid_profile: public", "deid_profile: private"))
-    with pytest.raises(CardError, match="masks, crop: not for private files"):
+    with pytest.raises(CardError, match="masks, annotations, crop: not for private files"):
         run(folder, tmp_path / "lake")
 
 
