@@ -58,6 +58,7 @@ EVERY = 16  # frames of a cine from one whole test to the next, whatever the qui
 LEAST_FRAMES = 8  # below it nothing is said about what stands still (ours)
 MOVED = 6.0  # mean grey levels between a pixel's darkest and brightest: below, the picture stood still (ours)
 LEAST_SIDE = 4 * CELL  # pixels
+LEAST_COPY = 14 * CELL  # pixels a side of a smaller copy: of fewer, too little is left to tell what is usual in it (ours)
 COLOURED = (40, 0.3)  # levels plus share of the brightest of R, G, B by which it exceeds the least: no tint does (ours)
 FLOW_WIDTH, FLOW_PIXELS = 5, 40  # at half size: what is wider, in all more than so many pixels, is colour flow, no ink
 BLUE, BLUE_PIXELS = 60, 12  # so much bluer than red and green is flow too, however thin: no console writes in it (ours)
@@ -203,7 +204,7 @@ class _Copy:
         self._size = mask.shape[1] // smaller, mask.shape[0] // smaller
         self._lacking = -self._size[1] % CELL, -self._size[0] % CELL
         self.steps: Steps | None = None
-        if min(self._size) >= LEAST_SIDE:
+        if min(self._size) >= (LEAST_SIDE if smaller == 1 else LEAST_COPY):
             inside = self._shrunk(mask.astype(np.uint8) * 255, cv2.BORDER_CONSTANT) == 255
             self.steps = Steps(inside) if inside.any() else None
 
