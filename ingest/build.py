@@ -20,9 +20,12 @@ from ingest import phantom, preprocess
 from ingest.deid.ask import Cleaners
 from ingest.deid.identity import Identity
 from ingest.deid.reasons import PASSING, Reason, Refusal
+from ingest.frame_masks import FrameMasks
+from ingest.frames import read
 from ingest.plan import ShardJob
-from ingest.readers import image, mask, video
+from ingest.readers import mask
 from ingest.scan import Source, tell_internal
+from ingest.supervision import supervise
 from usdata import png
 from usdata.catalog import write_part
 from usdata.errors import DataError, LakeError
@@ -179,12 +182,12 @@ def _samples_of(job: ShardJob, source: Source, cleaning: _Cleaning | None) -> It
     try:
         for found in _read(job, source):
             yield found
-            done += isinstance(found, Sample)
+            done += isinstance(found, Sample) or found.reason == "label_missing"  # that one is a frame of its own
     except DataError as error:
         for frame in source.frames[done:]:
             yield Rejected(
                 source.item.path,
-                frame if source.item.kind == "video" else None,
+                None if source.n_frames is None else frame,
                 error.step or "read",
                 error.reason,
                 error.message,
@@ -208,37 +211,42 @@ def _cleaned(job: ShardJob, source: Source, cleaning: _Cleaning) -> Iterator[Sam
 
 
 def _read(job: ShardJob, source: Source) -> Iterator[Sample | Rejected]:
-    path = job.root / source.item.path
     if source.recipe is not None:
         drawn = phantom.render(source.recipe)
         yield Sample(_row(job, source, 0, drawn.image.shape) | _drawn_row(drawn), drawn.image, drawn.mask)
-    elif source.item.kind == "video":
-        for position, (_, pixels) in enumerate(video.read_frames(path, source.frames)):
-            yield from _sample(job, source, position, pixels)
-    else:
-        yield from _sample(job, source, 0, image.read_image(path))
+        return
+    masks = FrameMasks(job.card, job.root, source.item, source.frames, source.n_frames)
+    frames = read(job.card, job.root, source.item, source.frames, masks)
+    for position, (_, pixels) in enumerate(frames):
+        yield from _sample(job, source, position, pixels, masks)
 
 
-def _sample(job: ShardJob, source: Source, position: int, pixels: NDArray[np.uint8]) -> Iterator[Sample | Rejected]:
+def _sample(
+    job: ShardJob, source: Source, position: int, pixels: NDArray[np.uint8], masks: FrameMasks
+) -> Iterator[Sample | Rejected]:
     """The sample of one decoded frame; before it, a rejection of its mask, if only that is bad and the card allows."""
     card, (height, width) = job.card, pixels.shape[:2]
-    classes = None
-    if source.item.masks and card.masks:
-        try:
-            paths = [job.root / path for path in source.item.masks]
-            classes = mask.read_mask(paths, card.masks, (height, width), job.root)
-        except DataError as error:
-            if card.masks.if_bad == "refuse":
-                raise
-            if position == 0:  # once, not for every frame of a video
-                detail = f"{error.message} Its image was kept without a mask."
-                yield Rejected(error.item or source.item.masks[0], None, "mask", error.reason, detail)
-    row = _row(job, source, position, (height, width))
+    item, frame = source.item, None if source.n_frames is None else source.frames[position]
+    try:
+        found = supervise(card, job.root, item, frame, pixels, masks)
+    except DataError as error:
+        if error.reason != "label_missing" or frame is None:
+            raise
+        yield Rejected(item.path, frame, "mask", error.reason, error.message)  # other frames may have one
+        return
+    of_frames = any(shape.frame is not None for shape in item.shapes)
+    for problem in found.problems:
+        if not masks.is_new(problem.item, problem.reason, problem.message, str(frame) if of_frames else None):
+            continue
+        detail = f"{problem.message} Its image was kept without {'a mask' if found.classes is None else 'marks'}."
+        yield Rejected(problem.item or item.path, frame if of_frames else None, "mask", problem.reason, detail)
+    row = _row(job, source, position, (height, width)) | found.columns
     if preprocess.colour_share(pixels) > card.colour_limit:
         row["mode"] = "colour_doppler"
-    box = card.crop or (0, 0, width, height)
+    box = card.crop_of(item.path) or (0, 0, width, height)
     row |= dict(zip(("crop_x0", "crop_y0", "crop_x1", "crop_y1"), box, strict=True))
     grey = preprocess.resize(preprocess.to_grey(preprocess.crop(pixels, box)), job.interpolation)
+    classes = found.classes
     if classes is not None and card.masks:
         classes = preprocess.resize_mask(preprocess.crop(classes, box))
         row |= {"has_mask": True, "mask_classes": list(card.masks.classes)}
@@ -260,7 +268,7 @@ def _row(job: ShardJob, source: Source, position: int, shape: tuple[int, ...]) -
         "width": shape[1],
         "has_mask": False,
     }
-    if item.kind == "video":
+    if source.n_frames is not None:
         row |= {"frame": source.frames[position], "n_frames": source.n_frames, "fps": source.fps}
     return row
 

@@ -26,6 +26,7 @@ from ingest.card_parts import (
     Layout,
     Masks,
     Model,
+    Regex,
     Source,
     Table,
     Value,
@@ -89,6 +90,8 @@ class Card(Model):
     reader: str | None = None  # module of `ingest.special` that reads the card's containers
     frames: Frames = Frames()
     crop: tuple[int, int, int, int] | None = None  # x0, y0, x1, y1 in source pixels; x1 and y1 lie one past the last
+    # Where the files of a set need several: a search in the path -> crop; the first that fits goes over `crop`.
+    crops: dict[Regex, tuple[int, int, int, int]] = Field(default_factory=dict)
     colour_limit: float = Field(
         default=0.02, ge=0, le=1
     )  # share of coloured pixels above which a frame is colour Doppler
@@ -111,8 +114,9 @@ class Card(Model):
                 raise ValueError("layout: missing (only an unverified card that says what it `needs` may leave it out)")
             return self
         self._check_pictures(self.layout)
-        if self.crop and not (0 <= self.crop[0] < self.crop[2] and 0 <= self.crop[1] < self.crop[3]):
-            raise ValueError("crop: x0, y0, x1, y1 with 0 <= x0 < x1 and 0 <= y0 < y1")
+        for x0, y0, x1, y1 in ((self.crop,) if self.crop else ()) + tuple(self.crops.values()):
+            if not (0 <= x0 < x1 and 0 <= y0 < y1):
+                raise ValueError("crop: x0, y0, x1, y1 with 0 <= x0 < x1 and 0 <= y0 < y1")
         self._check_columns()
         self._check_words()
         self._check_names()
@@ -128,9 +132,10 @@ class Card(Model):
             raise ValueError("masks: neither layout.mask nor annotations give any")
         if self.masks is not None and (self.masks.kind == "drawn") != (drawn and not layout.mask):
             raise ValueError("masks.kind: `drawn` is for masks that come from annotations alone")
+        classes = self.masks.classes if self.masks else ()
         for one in self.annotations:
-            for name in one.classes.values() if one.becomes == "mask" and self.masks else ():
-                if name not in self.masks.classes:
+            for name in one.classes.values() if one.becomes == "mask" else ():
+                if name not in classes:
                     raise ValueError(f"annotations: {name!r} is not among masks.classes")
         if bool(layout.volume) and self.arrays is None:
             raise ValueError("arrays: missing; say which axes the volumes have")
@@ -145,7 +150,7 @@ class Card(Model):
             return
         if self.scan_area == "keep":
             raise ValueError("scan_area: of private files only what is shown to be scan area is kept")
-        if self.masks or self.crop or self.annotations:
+        if self.masks or self.crop or self.crops or self.annotations:
             raise ValueError("masks, annotations, crop: not for private files; a reviewed template shows the scan area")
         if self.dicom == "published":
             raise ValueError("dicom: published and deid_profile: private contradict each other")
@@ -165,6 +170,10 @@ class Card(Model):
         values = [*self.constants().values(), *(word for listed in self.labels.values() for word in listed)]
         values += [word for _, value, _ in self.filled() for word in (value.map or {}).values()]
         return frozenset(word for word in values if isinstance(word, str)) | frozenset(self.labels)
+
+    def crop_of(self, path: str) -> tuple[int, int, int, int] | None:
+        """The crop of the file at `path` (POSIX, below the root); None: the whole picture."""
+        return next((box for pattern, box in self.crops.items() if re.search(pattern, path)), self.crop)
 
     def cleans(self, is_dicom: bool) -> bool:
         """Whether a file goes through de-identification's steps: its scan area only, its header by the allow-list."""
@@ -196,13 +205,17 @@ class Card(Model):
         return {"dataset": self.name} | same | {"deid_profile": self.profile}
 
     def _check_columns(self) -> None:
-        columns = [column for column, _, _ in self.filled()]
-        for column, count in Counter(columns).items():
+        filled = self.filled()
+        columns = [column for column, _, _ in filled]
+        over = self.deid_profile == "public"  # a table's word goes over the path's
+        for (column, _), count in Counter((column, over and table is None) for column, _, table in filled).items():
             kind, _, name = column.partition(".")
             if column not in FILLABLE and not (kind in ("labels", "targets") and re.fullmatch("[a-z][a-z0-9_]*", name)):
                 raise ValueError(f"{column!r} is not a column that files can fill.{nearest(column, FILLABLE)}")
             if count > 1:
-                raise ValueError(f"{column!r} is filled twice (by the path and a table, or by two tables)")
+                raise ValueError(
+                    f"{column!r} is filled twice (by {'' if over else 'the path and a table, or '}two tables)"
+                )
         if self.defaults.organ is None and "organ" not in columns and self.deid_profile == "public":
             raise ValueError("organ: give defaults.organ or a field that fills it")
         named = {column.removeprefix("labels.") for column in columns if column == "label" or column[:7] == "labels."}

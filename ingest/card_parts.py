@@ -39,21 +39,53 @@ How = Literal["direct", "git", "kaggle", "drive", "registration", "request", "pr
 
 
 class Source(Model):
-    """Where a data set, or one archive of it, comes from; checksums where they are known."""
+    """Where a data set, or one archive of it, comes from; checksums where they are known.
+
+    `usdata fetch` loads every source that has a `url`. A source without one tells a person what to do; beside loaded
+    ones of the same `part` it is only another way to the same files. All parts are needed.
+    """
 
     page: str | None = None  # for people
-    url: str | None = None  # of the file itself: what `usdata fetch` loads
+    # Of the file itself: what `usdata fetch` loads. Or doi:10.5281/zenodo.123/NAME of a file at Zenodo, figshare or a
+    # Dataverse; doi:10.5281/zenodo.123 is all of its files.
+    url: str | None = None
     mirrors: Words = ()  # other addresses of the same bytes, tried in this order
-    how: Literal["direct", "git", "kaggle", "drive", "registration", "request", "private", "generate", "unknown"] = (
-        "direct"
-    )
+    how: How = "direct"
     steps: str | None = None  # where fetch can't: what a person does, step by step
-    archive: str | None = None  # name of the file
+    part: str = "files"  # sources of one part are ways to the same files; a card with several parts needs each
+    archive: str | None = None  # name of the file; default: the end of `url`
     into: str = "."  # folder below the data set's own that the archive is unpacked into
+    unpack: bool | None = None  # default: what is called .zip, .tar, .tgz, .tar.gz, ... is unpacked
+    nested: Words = ()  # archives inside it: paths below `into`, * for any; each becomes a folder of its name
+    names: str | None = None  # encoding of names that the archive does not declare, e.g. gbk; default: UTF-8, or cp437
     size: int | None = Field(default=None, ge=0)  # bytes
     md5: str | None = Field(default=None, pattern="^[0-9a-f]{32}$")
     sha256: str | None = Field(default=None, pattern="^[0-9a-f]{64}$")
     note: str | None = None
+
+    @field_validator("url", "mirrors")
+    @classmethod
+    def _address(cls, value: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        for one in (value,) if isinstance(value, str) else value or ():
+            if not re.match(r"https?://[^/\s]+/|doi:10\.\d{4,9}/\S", one):
+                raise ValueError(f"an address of a file, https://... or doi:10...., not {one[:200]!r}")
+        return value
+
+    @field_validator("into", "archive", "nested")
+    @classmethod
+    def _inside(cls, value: str | tuple[str, ...] | None, info: Any) -> str | tuple[str, ...] | None:
+        for one in (value,) if isinstance(value, str) else value or ():
+            parts = one.split("/")
+            if (one != "." and any(part in ("", ".", "..") for part in parts)) or "\\" in one or "\0" in one:
+                raise ValueError(f"a path below the data set's folder, not {one!r}")
+            if info.field_name == "archive" and (len(parts) > 1 or one.startswith(".")):
+                raise ValueError(f"one file's name, not {one!r}")
+        return value
+
+    @field_validator("names")
+    @classmethod
+    def _codec(cls, names: str | None) -> str | None:
+        return names and known_encoding(names)
 
 
 class Value(Model):
@@ -152,11 +184,7 @@ class Table(Model):
     @field_validator("encoding")
     @classmethod
     def _known(cls, encoding: str) -> str:
-        try:
-            "x".encode(encoding)
-        except LookupError as error:
-            raise ValueError(f"no text encoding {encoding!r}; for example utf-8, latin-1, cp1252, utf-16") from error
-        return encoding
+        return known_encoding(encoding)
 
     @field_validator("separator")
     @classmethod
@@ -315,3 +343,12 @@ def known_word(kind: str, word: str) -> str:
         return check_word(kind, word)
     except UsdataError as error:
         raise ValueError(error.message) from error
+
+
+def known_encoding(name: str) -> str:
+    """`name`, if Python knows such a text encoding; else a ValueError, which pydantic reports."""
+    try:
+        "x".encode(name)
+    except LookupError as error:
+        raise ValueError(f"no text encoding {name!r}; for example utf-8, latin-1, cp1252, gbk, utf-16") from error
+    return name

@@ -9,6 +9,7 @@ import typer
 
 from ingest.deid.cli import app as deid_app
 from ingest.deid.review_cli import app as review_app
+from ingest.fetch_cli import app as fetch_app
 from usdata.errors import CardError, UsdataError
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 app = typer.Typer()
 app.add_typer(deid_app)
 app.add_typer(review_app)
+app.add_typer(fetch_app)
 DEFAULT_LAKE = "lake"
 
 
@@ -27,7 +29,10 @@ def ingest(
         typer.Argument(help="A registered data set (see `usdata datasets`), or `private`: your patients'."),
     ] = None,
     source: Annotated[
-        Path | None, typer.Option("--from", help="Folder or archive that holds the files.", metavar="PATH")
+        Path | None,
+        typer.Option(
+            "--from", help="Folder or archive with the files; default: what `usdata fetch` brought.", metavar="PATH"
+        ),
     ] = None,
     card: Annotated[Path | None, typer.Option("--card", help="Your own data set's card.", metavar="FILE")] = None,
     lake: Annotated[str, typer.Option("--lake", help="The lake's folder.", metavar="DIR")] = DEFAULT_LAKE,
@@ -55,6 +60,10 @@ def ingest(
     relax: Annotated[
         list[str] | None, typer.Option(help="Of `private`: a rule to leave out (text); the catalog shows it.")
     ] = None,
+    accept_terms: Annotated[
+        list[str] | None,
+        typer.Option("--accept-terms", help="The data set, if you accept its terms of use.", metavar="ID"),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be read.")] = False,
     json: Annotated[bool, typer.Option("--json", help="One JSON object, for machines.")] = False,
 ) -> None:
@@ -63,11 +72,14 @@ def ingest(
     from ingest.deid.account import check_place
     from ingest.deid.inputs import find_source
     from ingest.deid.private import open_private, private_card, rules_of
+    from ingest.fetch import default_source
+    from ingest.fetch_terms import check_names, open_terms, write_accepted
+    from ingest.fetch_words import ingest_command
     from ingest.progress import show, tell
     from ingest.run import as_record, dry_run_record
     from ingest.run import ingest as run
     from ingest.unpack import open_source
-    from usdata.console import print_rows
+    from usdata.console import print_rows, say
     from usdata.lake import Lake
 
     if (dataset is None) == (card is None):
@@ -87,6 +99,10 @@ def ingest(
         raise CardError(f"--images is for generated data sets; {chosen.name} is read from files.", dataset=chosen.name)
     if source and chosen.generator:
         raise CardError(f"{chosen.name} is generated, not read: leave --from out.", dataset=chosen.name)
+    check_names(accept_terms or (), [chosen.name])
+    command = ingest_command(chosen, card, source, lake)
+    accepted = open_terms(chosen, lake, accept_terms or (), command=f"{command} --accept-terms {chosen.name}")
+    source = source or default_source(chosen)
     rules = None
     if private:
         source = find_source(source, chosen.name)
@@ -98,6 +114,7 @@ def ingest(
             print_rows([dry_run_record(chosen, folder, images, rules)], json)
             return
         opened = Lake.create(lake, interpolation)
+        write_accepted(opened, chosen, accepted, say)
         with show(chosen.name, quiet=json) as progress:
             report = run(
                 chosen, folder, opened, workers=workers or cores(), count=images, rules=rules, progress=progress

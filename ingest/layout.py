@@ -17,14 +17,17 @@ from typing import TYPE_CHECKING, Any, Literal
 from ingest.card import Card
 from ingest.fields import Filler, Refused, path_words
 from ingest.readers import sniff
+from ingest.readers.shapes import Shape, Shapes
 from ingest.readers.table import Tables
+from ingest.special import Entry, entries
 from usdata.errors import CardError, DataError
 
 if TYPE_CHECKING:
     from ingest.deid.identity import Identity
 
-Role = Literal["ignore", "table", "mask", "video", "image"]
-ROLES: tuple[Role, ...] = ("ignore", "table", "mask", "video", "image")  # the first that fits wins
+Role = Literal["ignore", "table", "mask", "video", "volume", "container", "image"]
+Kind = Literal["video", "volume", "container", "image"]
+ROLES: tuple[Role, ...] = ("ignore", "table", "mask", "video", "volume", "container", "image")  # the first that fits
 
 # Left behind by operating systems, archivers and version control; never part of a data set.
 CLUTTER = re.compile(r"(?:.*/)?(?:\.DS_Store|Thumbs\.db|desktop\.ini|\._[^/]*|(?:__MACOSX|\.git)/.*)")
@@ -34,20 +37,27 @@ SHOWN = 5  # files that a message lists
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One source file that becomes one sample (image) or several (video)."""
+    """One source file, or one entry of a container, that becomes one sample or several."""
 
-    path: str  # POSIX, relative to the root
-    kind: Literal["image", "video"]
+    path: str  # POSIX, relative to the root; of a container's entry with "#" and its key at the end
+    kind: Kind
     organ: str
     fields: dict[str, Any]  # the row's columns known before any pixel is read, rights and defaults included
     masks: tuple[str, ...] = ()  # POSIX paths, sorted
+    shapes: tuple[Shape, ...] = ()  # from annotation files
     # Of private data `path` is the keyed source id, and this the real path: never stored, shown or hashed without key.
+    # Of a container's entry it is the container.
     file: str | None = field(default=None, repr=False)
+    entry: Entry | None = None  # of a container
 
     @property
     def place(self) -> str:
         """Where the file lies below the root."""
         return self.path if self.file is None else self.file
+
+    def shapes_of(self, frame: int | None) -> list[Shape]:
+        """The shapes of a frame; of a still (None) all."""
+        return [shape for shape in self.shapes if frame is None or shape.frame in (None, frame)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,12 +89,15 @@ class Listing:
 class _Found:
     """The files of a folder by role, each with the groups of the pattern that it fitted."""
 
-    image: dict[str, dict[str, str]] = field(default_factory=dict)  # images and videos
-    kinds: dict[str, Literal["image", "video"]] = field(default_factory=dict)
+    image: dict[str, dict[str, str]] = field(default_factory=dict)  # whatever holds pictures
+    kinds: dict[str, Kind] = field(default_factory=dict)
     patterns: dict[str, str] = field(default_factory=dict)  # path of an image or mask -> its pattern
     mask: dict[str, dict[str, str]] = field(default_factory=dict)
-    table: dict[str, tuple[int, dict[str, str]]] = field(default_factory=dict)  # number of the table on the card
+    # Path -> number among the card's tables, then annotations, of each that reads it, and the groups of its path there.
+    table: dict[str, list[tuple[int, dict[str, str]]]] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
+    containers: int = 0  # that were opened
+    entries: int = 0  # in them
     ignored: int = 0
     files: int = 0
 
@@ -114,17 +127,23 @@ def list_items(card: Card, root: Path, identity: "Identity | None" = None) -> Li
     found = _sort_into_roles(card, root)
     tables = Tables.read(card, root, found.table)
     masks = _pair(card, found)
-    items = list(_build(card, found, tables, masks, Filler(card, identity)))
-    done = found.ignored + len(tables.paths) + len(items) + sum(len(i.masks) for i in items) + len(found.problems)
+    shapes = Shapes.read(card, root, found.table)
+    read = tables.paths | shapes.paths
+    unreadable = tables.unreadable | shapes.unreadable
+    odd = [f"{path}: can't be read as a table or annotation: {unreadable.pop(path)}" for path in read & set(unreadable)]
+    found.problems += [Problem(path, "list", "table_unreadable", f"{text}.") for path, text in unreadable.items()]
+    items = list(_build(card, root, found, tables, shapes, masks, Filler(card, identity)))
+    done = found.ignored + len(read) + len(items) + sum(len(i.masks) for i in items) + len(found.problems)
+    done += found.containers - found.entries  # each entry is an item or a problem
     if done != found.files:
         raise AssertionError(f"{found.files} files were found but {done} accounted for")
     return Listing(
         items=tuple(items),
         problems=tuple(sorted(found.problems, key=lambda problem: (problem.path, problem.reason))),
-        tables=tables.paths,
+        tables=tuple(sorted(read)),
         ignored=found.ignored,
         files=found.files,
-        notes=tuple(tables.notes()),
+        notes=(*tables.notes(), *shapes.notes(), *sorted(odd)),
     )
 
 
@@ -184,7 +203,9 @@ def _sort_into_roles(card: Card, root: Path) -> _Found:
         (role, number, pattern, re.compile(pattern, flags).fullmatch)
         for role in ROLES
         for number, pattern in enumerate(
-            [table.file for table in card.tables] if role == "table" else getattr(card.layout, role)
+            [*(one.file for one in card.tables), *(one.file for one in card.annotations)]
+            if role == "table"
+            else getattr(card.layout, role)
         )
     ]
     unmatched = []
@@ -218,6 +239,8 @@ def _sort_into_roles(card: Card, root: Path) -> _Found:
 
 def _take(found: _Found, path: str, patterns: Iterable[tuple[Role, int, str, Any]]) -> bool:
     for role, number, pattern, fits in patterns:
+        if path in found.table and role != "table":
+            return True  # all of its tables and annotations were seen
         match = fits(path)
         if match is None:
             continue
@@ -225,7 +248,8 @@ def _take(found: _Found, path: str, patterns: Iterable[tuple[Role, int, str, Any
         if role == "ignore":
             found.ignored += 1
         elif role == "table":
-            found.table[path] = (number, groups)
+            found.table.setdefault(path, []).append((number, groups))
+            continue  # one file may be several tables, of a spreadsheet's sheets say, and hold annotations too
         elif role == "mask":
             found.mask[path] = groups
             found.patterns[path] = pattern
@@ -234,7 +258,7 @@ def _take(found: _Found, path: str, patterns: Iterable[tuple[Role, int, str, Any
             found.kinds[path] = role
             found.patterns[path] = pattern
         return True
-    return False
+    return path in found.table
 
 
 def _bad_path(path: str) -> str | None:
@@ -253,7 +277,8 @@ def _printable(path: str) -> str:
 
 def _no_match(card: Card, root: Path, seen: list[str]) -> CardError:
     assert card.layout is not None
-    example = next((path for role in ("image", "video") for path in card.layout.example.get(role, ())), None)
+    examples = card.layout.example
+    example = next((p for role, paths in examples.items() if role in ROLES[3:] for p in paths), None)
     expected = f"for example {example!r}" if example else f"matching {card.layout.pictures[0]}"
     files = ", ".join(repr(path) for path in seen[:SHOWN]) + (", ..." if len(seen) > SHOWN else "")
     files = files or "only files that the card ignores or reads as tables"
@@ -296,20 +321,71 @@ def _pair(card: Card, found: _Found) -> dict[str, list[str]]:
     return masks
 
 
-def _build(card: Card, found: _Found, tables: Tables, masks: Mapping[str, list[str]], filler: Filler) -> Iterator[Item]:
-    needs_mask = card.masks is not None and card.masks.required
-    for path in sorted(found.image):
-        own = sorted(masks.get(path, ()))
+def _build(
+    card: Card,
+    root: Path,
+    found: _Found,
+    tables: Tables,
+    shapes: Shapes,
+    masks: Mapping[str, list[str]],
+    filler: Filler,
+) -> Iterator[Item]:
+    inside = bool(card.reader or (card.arrays and card.arrays.mask_dataset))  # masks that no path tells
+    needs_mask = card.masks is not None and card.masks.required and not inside
+    position = _positions(found.image)
+    for path, entry in _pictures(card, root, found, masks):
+        own = sorted(masks.get(path, ())) if entry is None else []
+        name = path if entry is None else f"{path}#{entry.key}"
         try:
             if "" in own:
                 own = [mask for mask in own if mask]  # the doubtful ones are among the problems already
                 raise Refused("mask_of_several_images", "Its mask fits other images too.")
-            if needs_mask and not own:
+            words = {"position": position[path], **path_words(path, found.image[path])}
+            words |= {"entry": entry.key, **entry.words} if entry else {}
+            drawn = shapes.of(words)
+            if needs_mask and not own and not any(shape.becomes == "mask" for shape in drawn):
                 raise Refused("image_without_mask", "The card requires a mask for every image.")
-            words = path_words(path, found.image[path])
             fields = filler.fields(found.kinds[path], words, tables.words_of(words))
         except Refused as refused:
-            found.problems.append(Problem(path, refused.stage, refused.reason, refused.detail))
+            found.problems.append(Problem(name, refused.stage, refused.reason, refused.detail))
             found.problems += [Problem(m, "list", "mask_of_refused", f"Its image {path!r} was refused.") for m in own]
             continue
-        yield Item(path, found.kinds[path], fields["organ"], fields, tuple(own))
+        file = path if entry else None
+        yield Item(name, found.kinds[path], fields["organ"], fields, tuple(own), drawn, file, entry)
+
+
+def _pictures(
+    card: Card, root: Path, found: _Found, masks: Mapping[str, list[str]]
+) -> Iterator[tuple[str, Entry | None]]:
+    """Every file that holds pictures, sorted by path; of a container each of its entries."""
+    for path in sorted(found.image):
+        if found.kinds[path] != "container":
+            yield path, None
+            continue
+        for mask in filter(None, masks.get(path, ())):
+            text = f"The pictures of {path!r} are told apart by a reader, and masks beside it by nothing."
+            found.problems.append(Problem(mask, "list", "mask_of_container", text))
+        try:
+            inside = entries(card.reader, root / path)
+        except DataError as error:
+            found.problems.append(Problem(path, "list", error.reason, error.message))
+            continue
+        found.containers += 1
+        found.entries += len(inside)
+        yield from ((path, entry) for entry in inside)
+
+
+def _positions(paths: Iterable[str]) -> dict[str, str]:
+    """The rank of each picture among those of its folder, from 0; numbers in names count as numbers (ours)."""
+    ranks: dict[str, str] = {}
+    seen: dict[str, int] = defaultdict(int)
+    for path in sorted(paths, key=_natural):
+        folder = path.rpartition("/")[0]
+        ranks[path] = str(seen[folder])
+        seen[folder] += 1
+    return ranks
+
+
+def _natural(path: str) -> list[str | int]:
+    """Texts and numbers in turn: "a10" comes after "a9"."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split("([0-9]+)", path))]

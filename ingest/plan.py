@@ -9,6 +9,7 @@ import xxhash
 
 from ingest.card import Card, card_digest
 from ingest.deid.rules import Rules
+from ingest.readers.shapes import shapes_digest
 from ingest.scan import Source
 from usdata.shards import MAX_SAMPLES
 
@@ -83,6 +84,7 @@ def _fingerprint(digest: str, interpolation: str, sources: tuple[Source, ...]) -
     """xxh3_128 of everything that the shard's bytes depend on."""
     inputs = [
         (i.path, i.kind, sorted(i.fields.items()), i.masks, s.xxh, s.mask_xxh, s.sample_ids, repr(s.recipe))
+        + ((shapes_digest(i.shapes),) if i.shapes else ())
         for s in sources
         for i in (s.item,)
     ]

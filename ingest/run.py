@@ -21,6 +21,7 @@ from ingest.commit import clear_stale, commit, committed_shards, find_finished, 
 from ingest.deid.account import accounted, check_place, whole_clips
 from ingest.deid.private import list_private
 from ingest.deid.rules import DEID_VERSION, Rules
+from ingest.frames import is_clip
 from ingest.layout import Listing, Problem, list_items, walk
 from ingest.plan import ShardJob, plan_shards
 from ingest.readers import sniff
@@ -296,12 +297,13 @@ def _counts(plan: Plan, reports: list[ShardReport], rejected: list[Rejected]) ->
 def _compare(card: Card, listing: Listing, counts: Counts) -> list[str]:
     """Notes where the source differs from the published counts by more than 2 %."""
     notes = []
-    kinds: Counter[str] = Counter(item.kind for item in listing.items)
+    kinds: Counter[str] = Counter("video" if is_clip(card, item) else "image" for item in listing.items)
     for kind, expected in (("image", card.expect.images), ("video", card.expect.videos)):
         if expected and abs(kinds[kind] - expected) > 0.02 * expected:
             notes.append(f"{kinds[kind]} {kind}s found; {expected} were published")
     labels = Counter(str(item.fields.get("label")) for item in listing.items)
-    for label, expected in card.expect.label.items():
+    from_masks = card.masks is not None and card.masks.label is not None  # known only after every mask was read
+    for label, expected in () if from_masks else card.expect.label.items():
         if abs(labels[label] - expected) > 0.02 * expected:
             notes.append(f"{labels[label]} items labelled {label!r} found; {expected} were published")
     if counts.copies:

@@ -16,6 +16,7 @@ import xxhash
 from ingest.card import Card
 from ingest.deid.ask import Cleaners
 from ingest.deid.reasons import Refusal
+from ingest.frames import choose, content, file_state, look, masks_without_frame, with_look
 from ingest.layout import Item, Problem
 from ingest.readers import sniff, video
 from usdata.errors import DataError
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from ingest.deid.identity import Identity
     from ingest.deid.rules import Rules
 
-_PIECE = 1 << 20
 _ONLY_PRIVATE = ("patient", "patient_known", "study", "clip", "study_date")  # of published files their paths say it
 
 
@@ -45,6 +45,7 @@ class Source:
     fps: float | None = None
     recipe: Any = None
     clean: bool = False  # goes through `ingest.deid`
+    problems: tuple[Problem, ...] = ()  # masks that belong to none of its frames
 
 
 def sample_id(dataset: str, state: "xxhash.xxh3_128", frame: int, copy: int = 0) -> str:
@@ -60,48 +61,38 @@ def sample_id(dataset: str, state: "xxhash.xxh3_128", frame: int, copy: int = 0)
     return f"{dataset}-{digest.hexdigest()[:16]}"
 
 
-def _hash_file(path: Path) -> "xxhash.xxh3_128":
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE):
-            digest.update(piece)
-    return digest
-
-
 def scan_item(card: Card, root: Path, item: Item, cleaners: "Cleaners | None" = None) -> Source | Problem:
     """Hash one item and choose its frames; a Problem if it can't be opened.
 
     Raises:
         CardError: the file or one of its masks is DICOM, and the card does not expect it.
     """
-    path = root / item.path
+    path = root / item.place
     try:
         dicom = card.dicom == "published" and sniff.is_dicom(path)
-        if any(sniff.is_dicom(root / part) for part in (item.path, *item.masks)[dicom:]):
+        if any(sniff.is_dicom(root / part) for part in (item.place, *item.masks)[dicom:]):
             raise sniff.refuse_dicom(card.name)
         if cleaners is not None and card.cleans(dicom):
             return _examined(card, item, path, cleaners)
-        state = _hash_file(path)
         if path.stat().st_size == 0:
             raise DataError("empty_file", "The file has no bytes.")
-        masks = tuple(_hash_file(root / mask).hexdigest() for mask in item.masks)
-        n_frames, fps = None, None
-        frames: tuple[int, ...] = (0,)
-        if item.kind == "video":
-            info = video.probe(path)
-            n_frames, fps = info.n_frames, info.fps
-            frames = tuple(video.choose_frames(n_frames, card.frames.stride, card.frames.max_per_clip))
+        state = content(card, root, item)
+        masks = tuple(file_state(card, root / mask).hexdigest() for mask in item.masks)
+        seen = look(card, root, item)
+        lost = masks_without_frame(card, item, seen.n_frames)
+        frames = choose(card, root, item, seen.n_frames)
     except DataError as error:
         return Problem(item.path, "scan", error.reason, error.message)
     except OSError as error:
         return Problem(item.path, "scan", "unreadable", f"{error.strerror or error}.")
     ids = tuple(sample_id(card.name, state, frame) for frame in frames)
-    return Source(item, state.hexdigest(), masks, frames, ids, n_frames, fps)
+    item = with_look(card, item, seen)
+    return Source(item, state.hexdigest(), masks, frames, ids, seen.n_frames, seen.fps, problems=lost)
 
 
 def _examined(card: Card, item: Item, path: Path, cleaners: "Cleaners") -> Source:
     """A published file of which only the scan area is kept: its header is read as that of a private one."""
-    state = _hash_file(path)
+    state = file_state(card, path)
     found = cleaners.examine(path, item.path)
     frames = tuple(video.choose_frames(found.frames, card.frames.stride, card.frames.max_per_clip))
     row = {name: value for name, value in found.row.items() if name not in _ONLY_PRIVATE}
@@ -185,6 +176,7 @@ def scan(
         for found in pool.map(one, items):
             if isinstance(found, Source):
                 sources.append(found)
+                problems += found.problems
             else:
                 problems.append(found)
             progress(1)
@@ -204,7 +196,7 @@ def tell_copies_apart(
             ids = tuple(identity.sample_id(source.xxh, card.name, frame, copy) for frame in source.frames)
             source = replace(source, sample_ids=ids)
         elif copy:
-            state = _hash_file(root / source.item.path)
+            state = content(card, root, source.item)
             ids = tuple(sample_id(card.name, state, frame, copy) for frame in source.frames)
             source = replace(source, sample_ids=ids)
         out.append(source)

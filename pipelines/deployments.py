@@ -1,4 +1,4 @@
-"""The deployments: one of flow `ingest` per card and `ingest/private`, `pretrain/d2mae`, `downstream/probe`.
+"""The deployments: one of flow `ingest` per card and `ingest/private`, `curate/lake`, `pretrain/d2mae`, `downstream/probe`.
 
 prefect.yaml is made from them:
 
@@ -69,6 +69,7 @@ def specs(lake: str, data: Path | None = None) -> list[Spec]:
     """
     found = [_ingest_spec(get_card(name), lake, data) for name in registered()]
     found.append(Spec("ingest", "private", _PRIVATE, {"lake": lake}, "pipelines.private.ingest_private"))
+    found.append(Spec("curate", "lake", "Find copies and near-copies within and across data sets.", {"lake": lake}))
     found.append(Spec("pretrain", "d2mae", "Train an encoder by D2MAE.", {"recipe": "d2mae", "lake": lake}))
     found.append(Spec("downstream", "probe", "Score an encoder; give it with -p encoder=DIR.", {"lake": lake}))
     return found

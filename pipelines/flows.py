@@ -1,4 +1,4 @@
-"""The flows `ingest`, `pretrain` and `downstream`: thin tasks over the functions that the verbs call.
+"""The flows `ingest`, `curate`, `pretrain` and `downstream`: thin tasks over the functions that the verbs call.
 
 What goes to Prefect's database: parameters, states, counts. Neither images nor the names of source files: task results
 stay in memory (`persist_result=False`), and an expected failure is a state with its message instead of a stored error.
@@ -26,6 +26,7 @@ from prefect.utilities.annotations import quote
 from ingest import run
 from ingest.build import ShardReport, build_shard
 from ingest.card import Card, get_card
+from ingest.fetch_terms import Accepted, check_names, open_terms, write_accepted
 from ingest.plan import ShardJob
 from ingest.unpack import open_source
 from ingest.workers import WorkerDied
@@ -108,6 +109,7 @@ def ingest(
     images: int | None = None,
     runner: Literal["processes", "dask"] = "processes",
     address: str | None = None,
+    accept_terms: str | None = None,
 ) -> dict[str, Any]:
     """Bring a registered data set into the lake, or bring it up to date; what is already right is not built again.
 
@@ -119,13 +121,16 @@ def ingest(
         images: how many images a generated data set draws.
         runner: `processes` on this machine, or `dask` (needs the package prefect-dask).
         address: of a running Dask scheduler, whose workers see the same files; a cluster of its own if not given.
+        accept_terms: the name of the data set, if its terms of use are accepted.
     """
     card = get_card(dataset)
     if images and not card.generator:
         raise CardError(f"`images` is for generated data sets; {dataset} is read from files.", dataset=dataset)
+    accepted = _accept(card, lake, accept_terms)
     _ask_for_source(card, source)
     number = workers or len(os.sched_getaffinity(0))
     opened = Lake.create(lake)
+    write_accepted(opened, card, accepted, get_run_logger().info)
     with open_source(source) if source else nullcontext() as folder, run.only_ingest(opened, dataset):
         plan: run.Plan = _do(prepare, card, folder, opened, number, images)
         built = _build_all(run.open_jobs(plan), number, runner, address)
@@ -134,6 +139,14 @@ def ingest(
     if not report.counts.samples:
         raise UsdataError("Not one image got in.", dataset=dataset, step="build", hint=_query(report, opened))
     return run.as_record(report)
+
+
+def _accept(card: Card, lake: Path, given: str | None) -> Accepted | None:
+    """How the data set's terms were accepted; None if it has none."""
+    names = [given] if given else []
+    check_names(names, [card.name])
+    command = f"prefect deployment run ingest/{card.name} -p accept_terms={card.name} --watch"
+    return open_terms(card, lake, names, "accept_terms", command=command)
 
 
 def _ask_for_source(card: Card, source: Path | None) -> None:
@@ -239,6 +252,45 @@ def _table(head: tuple[str, str], rows: Any) -> str:
 
 def _query(report: run.IngestReport, lake: Lake) -> str:
     return f"usdata sql \"select * from quarantine where dataset = '{report.dataset}'\" --lake {lake.root}"
+
+
+# --- curate -----------------------------------------------------------------------------------------------------------
+
+
+@task(persist_result=False, cache_policy=NO_CACHE)
+@plainly
+def dedup(lake: Path, threshold: float, recut: bool, workers: int) -> dict[str, Any]:
+    """Find copies and near-copies and write their groups; see `usdata.dedup_run.search`."""
+    from usdata.dedup_run import search
+
+    found = search(Lake(lake), threshold=threshold, recut=recut, workers=workers, progress=_Progress())
+    return {"rows": found.rows(), "words": found.words(), "totals": found.pairs.totals()}
+
+
+@flow(name="curate", persist_result=False)
+@plainly
+def curate(
+    lake: Path = Path("lake"), threshold: float = 0.995, recut: bool = True, workers: int | None = None
+) -> dict[str, Any]:
+    """Note which samples belong together: near-duplicates, as `usdata dedup`.
+
+    Args:
+        lake: the lake's folder.
+        threshold: correlation of thumbnails that near-copies exceed.
+        recut: also look for copies that were cut anew.
+        workers: threads; all cores if not given. The result is the same for any number.
+    """
+    found: dict[str, Any] = _do(dedup, lake, threshold, recut, workers or len(os.sched_getaffinity(0)))
+    # The splits come here: they keep the groups that were just written together.
+    for line in found["words"]:
+        get_run_logger().info(line)
+    kinds = ("exact", "near", "recut")
+    pairs = [(f"{row['relation']}: {row['datasets']}", sum(row[kind] for kind in kinds)) for row in found["rows"]]
+    create_markdown_artifact(
+        key="curate-duplicates", markdown="\n\n".join(["# Duplicates", *found["words"], _table(("", "pairs"), pairs)])
+    )
+    totals: dict[str, Any] = found["totals"]
+    return totals
 
 
 # --- pretrain and downstream ------------------------------------------------------------------------------------------

@@ -1,6 +1,6 @@
 """The stages of dvc.yaml, from params.yaml: `python -m pipelines.stages STAGE`.
 
-`lake`, `ingest NAME`, `private NAME`, `pretrain`, `downstream`: each is the verb of the same name with its settings out
+`lake`, `ingest NAME`, `private NAME`, `dedup`, `pretrain`, `downstream`: each is the verb of the same name with its settings out
 of params.yaml, which says more than a shell line can: keys that are absent, lists. No Prefect here, so a stage starts
 quickly.
 """
@@ -38,6 +38,7 @@ class DatasetParams(_Model):
     card: Path
     source: Path
     images: int | None = None
+    accept_terms: bool = False  # whether you accept the data set's terms of use
 
 
 class PrivateParams(_Model):
@@ -46,6 +47,13 @@ class PrivateParams(_Model):
     organ: str | None = None
     issuer: str | None = None
     templates: Path | None = None
+
+
+class DedupParams(_Model):
+    """The search for duplicates, as the options of `usdata dedup`."""
+
+    threshold: float = 0.995
+    recut: bool = True
 
 
 class PretrainParams(_Model):
@@ -73,6 +81,7 @@ class Params(_Model):
     interpolation: str = "bilinear-aa"
     datasets: dict[str, DatasetParams]
     private: dict[str, PrivateParams] = {}
+    dedup: DedupParams = DedupParams()
     pretrain: PretrainParams
     downstream: DownstreamParams = DownstreamParams()
 
@@ -98,7 +107,7 @@ def _explain(problem: Any) -> str:
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] != "extra_forbidden":
         return f"{place}: {problem['msg']}"
-    models = (Params, DatasetParams, PrivateParams, PretrainParams, DownstreamParams)
+    models = (Params, DatasetParams, PrivateParams, DedupParams, PretrainParams, DownstreamParams)
     return f"{place}: unknown key.{nearest(str(problem['loc'][-1]), {k for m in models for k in m.model_fields})}"
 
 
@@ -134,6 +143,7 @@ def ingest(name: str) -> None:
         workers=None,
         images=chosen.images,
         interpolation=None,
+        accept_terms=[name] if chosen.accept_terms else None,
         dry_run=False,
         json=False,
     )
@@ -166,6 +176,25 @@ def private(name: str) -> None:
     tell(report, opened)
     if not report.counts.samples:
         raise LakeError("Not one image got in.", dataset=name, step="build", hint=f"usdata deid-review --name {name}")
+
+
+@app.command()
+def dedup() -> None:
+    """Note which samples are copies or near-copies of each other, as `usdata dedup`."""
+    from usdata.cli import dedup as verb
+
+    params = read_params()
+    verb(
+        cohort="all",
+        threshold=params.dedup.threshold,
+        recut=params.dedup.recut,
+        sheet=None,
+        pairs=None,
+        dry_run=False,
+        workers=None,
+        lake=str(params.lake),
+        json=False,
+    )
 
 
 @app.command()

@@ -74,6 +74,9 @@ def probe(
     label: Annotated[str | None, typer.Option(help="Catalog column; default: organ if several, else label.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Default: scores.json beside the weights.")] = None,
     seed: int = 0,
+    split: Annotated[
+        bool, typer.Option("--split", help="Test on the lake's own split (usdata split) instead of the probe's folds.")
+    ] = False,
     lake: LakeOption = DEFAULT_LAKE,
     json: JsonOption = False,
 ) -> None:
@@ -82,15 +85,17 @@ def probe(
     from usdata.console import print_rows, say
     from usdata.lake import Lake
 
-    result = probe_cohort(Lake(lake).cohort(cohort), encoder, label=label, out=out, seed=seed)
+    result = probe_cohort(Lake(lake).cohort(cohort), encoder, label=label, out=out, seed=seed, by_split=split)
     if json:
         print_rows([result], as_json=True)
         return
     sizes = ", ".join(f"{name} {n:,}" for name, n in result["classes"].items())
     print_rows(rows_of(result), as_json=False, title=f"{result['label']}: {sizes}")
     say(
-        f"{result['groups']:,} groups (patients, else near-duplicates) in {result['folds']} folds; "
+        f"{result['groups']:,} groups (patients, else near-duplicates) in "
+        f"{'the split' if split else 'folds'} of {result['folds']}; {result['tested']:,} images tested; "
         f"{result['left_out']:,} images without {result['label']} left out.",
+        *([f"{result['leaking']:,} groups leak from training to test."] if result["leaking"] else []),
         f"Written to {out or encoder / 'scores.json'}",
     )
 

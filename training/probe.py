@@ -4,6 +4,7 @@ Images of one group (a patient, a set of near-duplicates) never stand on both si
 resampling groups, not images: frames of one patient are no independent evidence.
 """
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -121,6 +122,30 @@ def grouped_folds(labels: Ints, groups: Ints, folds: int, seed: int) -> list[Fol
         )
     splitter = StratifiedGroupKFold(min(folds, *per_class), shuffle=True, random_state=seed)
     return [Fold(train, test) for train, test in splitter.split(labels, labels, groups)]
+
+
+def published_folds(words: Sequence[str | None]) -> list[Fold]:
+    """The parts of a split that is there already, from each image's word of the catalog's column `split`.
+
+    Of `train` and `test` one part; `val` and all other images are not used. Of fold0, fold1, ... each is the test part
+    once; an image whose word is `test` is then held back.
+
+    Raises:
+        UsdataError: neither train and test, nor two folds.
+    """
+    named = np.array([word or "" for word in words])
+    folds = sorted({str(word) for word in named if re.fullmatch(r"fold\d+", word)})
+    if len(folds) > 1:
+        inside = np.isin(named, folds)
+        return [Fold(np.flatnonzero(inside & (named != fold)), np.flatnonzero(named == fold)) for fold in folds]
+    part = Fold(np.flatnonzero(named == "train"), np.flatnonzero(named == "test"))
+    if not len(part.train) or not len(part.test):
+        raise UsdataError(
+            f"The split has {len(part.train):,} labelled images in train and {len(part.test):,} in test.",
+            step="probe",
+            hint="Make one with both:  usdata split        Or leave --split away, for folds of the probe's own.",
+        )
+    return [part]
 
 
 def linear_probe(

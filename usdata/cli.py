@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from usdata.errors import LakeError, QueryError, UsdataError
+from usdata.errors import ConfigError, LakeError, QueryError, UsdataError
 
 if TYPE_CHECKING:
     from usdata.finding import Finding
@@ -24,6 +24,10 @@ LakeOption = Annotated[
     str, typer.Option("--lake", help="The lake's folder; or, to read, an address like s3://bucket/lake.", metavar="DIR")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
+PurposeOption = Annotated[
+    Literal["research", "commercial", "redistribution"],
+    typer.Option("--for", help="What it is for: refused, with the list, where a licence does not allow that."),
+]
 WorkersOption = Annotated[int | None, typer.Option(help="Processes at most; all cores if not given.", min=1)]
 DEFAULT_LAKE = "lake"
 _STOPPED: Mapping[Any, str] = {129: "SIGHUP", 130: "Ctrl-C", 143: "SIGTERM"}  # exit code -> word
@@ -151,12 +155,53 @@ def verify(
 
 
 @app.command()
+def dedup(
+    cohort: Annotated[
+        str, typer.Option("--cohort", help="Look only at these samples, and write nothing.", metavar="EXPR")
+    ] = "all",
+    threshold: Annotated[float, typer.Option(help="Correlation of thumbnails that near-copies exceed.")] = 0.995,
+    recut: Annotated[bool, typer.Option(help="Lay look-alikes over each other: finds copies cut anew.")] = True,
+    sheet: Annotated[
+        Path | None, typer.Option(help="A .html or .png file: the largest groups as pictures.", metavar="FILE")
+    ] = None,
+    pairs: Annotated[
+        Path | None, typer.Option(help="A .csv or .parquet file: every pair found.", metavar="FILE")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only look; write nothing to the lake.")] = False,
+    workers: WorkersOption = None,
+    lake: LakeOption = DEFAULT_LAKE,
+    json: JsonOption = False,
+) -> None:
+    """Find copies and near-copies, within and across data sets, and note which samples belong together."""
+    from usdata.bars import byte_bar
+    from usdata.console import print_rows, say
+    from usdata.dedup_run import search
+    from usdata.lake import Lake
+
+    with byte_bar(quiet=json) as progress:
+        outcome = search(
+            Lake(lake),
+            cohort,
+            threshold,
+            recut=recut,
+            write=not dry_run,
+            sheet=sheet,
+            pairs=pairs,
+            workers=workers or cores(),
+            progress=progress,
+        )
+    print_rows(outcome.rows(), json)
+    say(*outcome.words(), *[f"{path} written." for path in (pairs, sheet) if path is not None])
+
+
+@app.command()
 def report(
     out: Annotated[Path, typer.Option("-o", "--out", help="The HTML file to write.", metavar="FILE")],
     cohort: Annotated[str, typer.Option("--cohort", help="SQL condition, saved name, or all.", metavar="EXPR")] = "all",
     run: Annotated[
         Path | None, typer.Option("--run", help="Folder of a pretraining run to show too.", metavar="DIR")
     ] = None,
+    purpose: PurposeOption = "research",
     lake: LakeOption = DEFAULT_LAKE,
 ) -> None:
     """One HTML page: what the lake holds, a contact sheet, the balance, the quarantine, and how a run went."""
@@ -164,7 +209,61 @@ def report(
     from usdata.lake import Lake
     from usdata.report import write_report
 
-    say(f"{write_report(Lake(lake), out, cohort, run)} written: open it in a browser.")
+    say(f"{write_report(Lake(lake), out, cohort, run, purpose)} written: open it in a browser.")
+
+
+@app.command()
+def split(
+    file: Annotated[
+        str | None, typer.Argument(help="With --check: a CSV of sample_id and split, or `official`.", metavar="FILE")
+    ] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="List every leak of FILE, or of the lake's own split.")
+    ] = False,
+    ratios: Annotated[
+        str | None, typer.Option(help="Default: train=0.8,val=0.1,test=0.1", metavar="NAME=SHARE,...")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="K equal parts fold0, fold1, ... instead.", metavar="K")] = None,
+    seed: Annotated[str | None, typer.Option(help="Key of the hash; default: usdata.")] = None,
+    official: Annotated[
+        Literal["keep", "ignore"] | None, typer.Option(help="Splits as they were published; default: keep.")
+    ] = None,
+    balanced: Annotated[
+        bool | None,
+        typer.Option(help="Meet the shares in each data set's organ and label; a place then depends on these, too."),
+    ] = None,
+    leaks: Annotated[
+        Literal["refuse", "drop", "keep"],
+        typer.Option(help="Groups in two splits by fixed words: write nothing, leave images out, or let them leak."),
+    ] = "refuse",
+    like: Annotated[Path | None, typer.Option(help="Keep the words of this published file.", metavar="FILE")] = None,
+    anew: Annotated[bool, typer.Option("--anew", help="Forget the lake's split: images may move.")] = False,
+    export: Annotated[
+        Path | None, typer.Option(help="Only write the lake's split as a CSV to publish.", metavar="FILE")
+    ] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the exported file.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Write nothing.")] = False,
+    lake: LakeOption = DEFAULT_LAKE,
+    json: JsonOption = False,
+) -> None:
+    """Split the images so that no patient, study, clip or near-duplicate stands in two parts; check; publish."""
+    from usdata.console import say
+    from usdata.lake import Lake
+    from usdata.split import asked_for, check_split, export_split, make_split
+    from usdata.split_tell import tell_check, tell_split
+
+    if check:
+        return tell_check(check_split(Lake(lake), file or "active"), json)
+    if file:
+        raise ConfigError(
+            "A FILE is for --check.", hint="To keep its words:  --like FILE    To write one:  --export FILE"
+        )
+    if export:
+        images, digest = export_split(Lake(lake), export, overwrite)
+        return say(f"{export} written: {images:,} images, sha256 {digest}")
+    changes = asked_for(ratios=ratios, folds=folds, seed=seed, official=official, balanced=balanced)
+    made = make_split(Lake(lake), changes, on_leaks=leaks, like=like, anew=anew, dry_run=dry_run)
+    tell_split(made, json)
 
 
 @cohort_app.command("save")
@@ -172,14 +271,22 @@ def cohort_save(
     name: Annotated[str, typer.Argument(help="Lower-case letters, digits, - and _.")],
     expression: Annotated[str, typer.Argument(help="SQL condition over the view samples, or all.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace one with another condition.")] = False,
+    purpose: Annotated[
+        Literal["research", "commercial", "redistribution"],
+        typer.Option("--for", help="Leave out the samples whose licence does not allow it, and list them."),
+    ] = "research",
     lake: LakeOption = DEFAULT_LAKE,
 ) -> None:
     """Save a selection by its condition, with the hash of the samples it selects today."""
     from usdata.cohort import Cohort, saved_rows
     from usdata.console import say
     from usdata.lake import Lake
+    from usdata.rights import only_for, rights_of
 
-    cohort = Cohort(Lake(lake), expression)
+    whole = Cohort(Lake(lake), expression)
+    cohort = whole if purpose == "research" else Cohort(whole.lake, only_for(whole.sql, purpose))
+    left_out = [one.words() for one in rights_of(whole) if not one.allows(purpose)]
+    say(*[f"left out, no {purpose} allowed: {line}" for line in left_out])
     before = saved_rows(cohort.lake, name)
     path = cohort.save(name, overwrite)
     was = "" if before is None else f" (it was saved before, with {before:,})"
@@ -215,6 +322,7 @@ def export_csv(
     cohort: Annotated[str, typer.Option("--cohort", help="SQL condition, saved name, or all.", metavar="EXPR")] = "all",
     columns: Annotated[str, typer.Option(help="Columns with commas between, after sample_id; all if not given.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the file.")] = False,
+    purpose: PurposeOption = "research",
     lake: LakeOption = DEFAULT_LAKE,
 ) -> None:
     """One row per sample with its catalog columns."""
@@ -222,7 +330,7 @@ def export_csv(
     from usdata.export import write_table
     from usdata.lake import Lake
 
-    say(*write_table(Lake(lake).cohort(cohort), out, _listed(columns), overwrite).words())
+    say(*write_table(Lake(lake).cohort(cohort), out, _listed(columns), overwrite, purpose).words())
 
 
 @export_app.command("coco")
@@ -240,6 +348,7 @@ def export_coco(
     ] = None,
     columns: Annotated[str, typer.Option(help="More catalog columns for each image, with commas between.")] = "",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier export.")] = False,
+    purpose: PurposeOption = "research",
     lake: LakeOption = DEFAULT_LAKE,
 ) -> None:
     """Images, boxes and run-length masks in COCO form; what is known of an image stands beside its file name."""
@@ -256,6 +365,7 @@ def export_coco(
         like=like,
         columns=_listed(columns),
         overwrite=overwrite,
+        purpose=purpose,
     )
     say(*written.words())
 

@@ -21,29 +21,11 @@ import pyarrow.parquet as pq
 from usdata.cohort import Cohort
 from usdata.errors import ConfigError, LakeError, QueryError, nearest
 from usdata.files import explain_os_errors, sync_folder
+from usdata.rights import Purpose, Rights, check_purpose, condition
 from usdata.schema import CURATED, DERIVED, plain_type
 
 PART_ROWS = 100_000  # rows in memory at a time
-_FREE = ("yes", "attribution", "share_alike")  # words of `redistribution` under which others may be given the images
-_UNSTATED = ("unstated", "unknown", "none")
-UNKNOWN_TERMS = {"licence": "unstated", "commercial_use": "unknown", "redistribution": "unknown"}  # what null means
 TABLES = (".csv", ".csv.gz", ".parquet")
-
-
-@dataclass(frozen=True, slots=True)
-class Rights:
-    """What a data set's card says of the images in an export; an unknown word is `unstated` or `unknown`."""
-
-    dataset: str
-    licence: str
-    commercial_use: str
-    redistribution: str
-    images: int
-
-    @property
-    def free(self) -> bool:
-        """Whether others may be given the images, under the licence's conditions; what is not stated is not allowed."""
-        return self.redistribution in _FREE and self.licence.lower() not in _UNSTATED
 
 
 @dataclass(frozen=True)
@@ -59,17 +41,9 @@ class Exported:
         """The report for a person: what was written, one line per licence, one warning per restricted data set."""
         lines = [f"{self.path} written: {self.samples:,} samples.", *self.notes]
         for r in self.rights:
-            terms = f"licence {r.licence}, redistribution {r.redistribution}, commercial use {r.commercial_use}"
             advice = "" if r.free else "\n    Do not pass these on: the licence does not allow it, or does not say so."
-            lines.append(f"  {r.dataset}: {r.images:,} samples, {terms}{advice}")
+            lines.append(f"  {r.words()}{advice}")
         return lines
-
-
-def rights_of(cohort: Cohort) -> list[Rights]:
-    """Licence and permissions of a cohort's images by data set, sorted."""
-    terms = ", ".join(f"coalesce({name}, '{word}') as {name}" for name, word in UNKNOWN_TERMS.items())
-    query = f"select dataset, {terms}, count(*) as images from samples where {condition(cohort)} group by all"
-    return [Rights(**row) for row in cohort.lake.sql(f"{query} order by all").to_pylist()]
 
 
 def parts(cohort: Cohort, columns: Sequence[str], rows: int = PART_ROWS) -> Iterator[pa.Table]:
@@ -82,7 +56,7 @@ def parts(cohort: Cohort, columns: Sequence[str], rows: int = PART_ROWS) -> Iter
     catalog = cohort.lake.catalog
     computed = [name for name in columns if name in (*CURATED, *DERIVED)]  # by the view: split, group, spacing
     beside = cohort.table(computed or ["has_mask"])  # notices what changed before the catalog was asked for
-    numbers = catalog.rows_where(condition(cohort))
+    numbers = catalog.rows_where(condition(cohort.sql))
     stored = list(dict.fromkeys(["sample_id", *(name for name in columns if name not in computed)]))
     for start in range(0, cohort.rows, rows):
         table = catalog.read(stored, numbers[start : start + rows])
@@ -95,11 +69,6 @@ def parts(cohort: Cohort, columns: Sequence[str], rows: int = PART_ROWS) -> Iter
         found = {name: plain[name] for name in stored}
         found |= {name: beside[name].slice(start, rows) for name in computed}
         yield pa.table({name: found[name] for name in columns})
-
-
-def condition(cohort: Cohort) -> str:
-    """A cohort's condition in brackets, to be joined to others; a comment at its end does no harm."""
-    return "true" if cohort.sql == "all" else f"(\n{cohort.sql}\n)"
 
 
 def check_target(cohort: Cohort, out: Path, overwrite: bool) -> Path:
@@ -204,7 +173,13 @@ def writing(out: Path, overwrite: bool) -> Iterator[IO[bytes]]:
         sync_folder(out.parent)
 
 
-def write_table(cohort: Cohort, out: Path, columns: Sequence[str] = (), overwrite: bool = False) -> Exported:
+def write_table(
+    cohort: Cohort,
+    out: Path,
+    columns: Sequence[str] = (),
+    overwrite: bool = False,
+    purpose: Purpose = "research",
+) -> Exported:
     """One row per sample, in the cohort's order, to a `.csv`, `.csv.gz` or `.parquet` file.
 
     In CSV a null is an empty field and an empty text is `""`; lists become JSON text; floats have all digits that
@@ -214,9 +189,10 @@ def write_table(cohort: Cohort, out: Path, columns: Sequence[str] = (), overwrit
         out: the file; its ending chooses the format. If it is a link, what it points to is written.
         columns: of the view `samples`, after `sample_id`; all if empty.
         overwrite: replace what is there.
+        purpose: what the file is for; research stays with whoever writes it.
 
     Raises:
-        ConfigError: another ending, an unknown column, or see `check_target`.
+        ConfigError: another ending, an unknown column, a licence that forbids the purpose, or see `check_target`.
         LakeError: `out` can't be written, or the catalog was replaced meanwhile.
     """
     ending = next((e for e in reversed(TABLES) if out.name.endswith(e) and out.name != e), None)
@@ -228,7 +204,7 @@ def write_table(cohort: Cohort, out: Path, columns: Sequence[str] = (), overwrit
     wanted = list(columns) or known
     if "sample_id" not in wanted:
         wanted = ["sample_id", *wanted]
-    rights = rights_of(cohort)
+    rights = check_purpose(cohort, purpose)
     with explained(out), writing(place, overwrite) as file:
         _write(parts(cohort, wanted, PART_ROWS), file, ending)
     return Exported(out, cohort.rows, rights)

@@ -1,8 +1,8 @@
 """A cohort in COCO form: what pycocotools, detectron2, MMDetection, torchvision and MONAI's users read.
 
 Boxes, areas and run-length codes are in pixels of the stored 256 x 256 image. Objects are run-length codes with plain
-counts, not polygons: exact, with holes, and read by every one of these without a codec; `iscrowd` is 0. The folder
-form is
+counts, not polygons: exact, with holes, and read by every one of these without a codec; `iscrowd` is 0. A box among an
+image's marks is an object too: its `segmentation` is empty and its `area` that of the box. The folder form is
 
     DIR/annotations.json    images (with what the catalog knows of them), annotations, categories, licenses
     DIR/LICENCES.csv        what each data set's licence allows
@@ -28,22 +28,20 @@ from usdata import __version__, mask_png, png
 from usdata.cohort import Cohort
 from usdata.errors import ConfigError, DataError, LakeError, nearest
 from usdata.export import (
-    UNKNOWN_TERMS,
     Exported,
-    Rights,
     check_columns,
     check_free,
     check_target,
-    condition,
     drafting,
     explained,
     is_there,
     parts,
-    rights_of,
     writing,
 )
 from usdata.export_objects import Per, objects_of
 from usdata.files import read_json, sync_folder
+from usdata.marks import CROP, box_names, boxes_of
+from usdata.rights import UNKNOWN_TERMS, Purpose, Rights, check_purpose, condition
 from usdata.schema import IMAGE_SIZE
 
 _COLUMNS = (
@@ -67,6 +65,7 @@ def write_coco(
     like: Path | None = None,
     columns: Sequence[str] = (),
     overwrite: bool = False,
+    purpose: Purpose = "research",
 ) -> Exported:
     """Write a cohort in COCO form, whole or not at all.
 
@@ -77,10 +76,11 @@ def write_coco(
         like: an earlier export whose category numbers are kept, so that train and val agree.
         columns: more catalog columns to give with each image; `width` becomes `source_width`.
         overwrite: replace an earlier export; of a folder only if it holds nothing that no export wrote.
+        purpose: what it is for; research stays with whoever writes it.
 
     Raises:
-        ConfigError: an unknown column, a class that `like` does not know, a folder that holds other files, or see
-            `usdata.export.check_target`.
+        ConfigError: a licence that forbids the purpose, an unknown column, a class that `like` does not know, a folder
+            that holds other files, or see `usdata.export.check_target`.
         LakeError: damage in the lake, a remote lake, `out` can't be written, or the catalog was replaced meanwhile.
     """
     if cohort.lake.remote:
@@ -100,7 +100,8 @@ def write_coco(
     check_columns(cohort, columns)
     if out.suffix == ".json" and (images or masks):
         raise ConfigError("Image files need a folder.", hint=f"Give them one:  -o {out.with_suffix('')}")
-    job = _Job(cohort, rights_of(cohort), _categories(cohort, like), per, images, masks, tuple(columns))
+    rights = check_purpose(cohort, purpose)
+    job = _Job(cohort, rights, _categories(cohort, like), per, images, masks, tuple(columns))
     with explained(out):
         if out.suffix == ".json":
             with writing(place, overwrite) as file:
@@ -243,6 +244,8 @@ class _Job:
     masks: bool
     columns: tuple[str, ...]
     masks_seen: int = 0
+    boxes_seen: int = 0
+    annotated: int = 0  # images with a mask or a box
     objects_seen: int = 0
 
     def write(self, file: IO[bytes], folder: Path | None) -> None:
@@ -259,10 +262,15 @@ class _Job:
     def notes(self) -> tuple[str, ...]:
         """What a user should know about it."""
         notes = [f"{self.objects_seen:,} objects of {len(self.categories)} categories in {self.masks_seen:,} masks."]
-        if without := self.cohort.rows - self.masks_seen:
+        if self.boxes_seen:
+            notes.append(f"{self.boxes_seen:,} objects are boxes from the column marks, without a segmentation.")
+        if without := self.cohort.rows - self.annotated:
+            nothing, wanted = ("no mask", "has_mask")
+            if self.boxes_seen:
+                nothing, wanted = "neither a mask nor a box", "(has_mask or marks is not null)"
             notes.append(
-                f"{without:,} images have no mask: in COCO they look like images without objects. "
-                "Leave them out with  --cohort '(…) and has_mask'"
+                f"{without:,} images have {nothing}: in COCO they look like images without objects. "
+                f"Leave them out with  --cohort '(…) and {wanted}'"
             )
         return tuple(notes)
 
@@ -313,7 +321,14 @@ class _Job:
         numbers = {one["name"]: one["id"] for one in self.categories}
         copies = _subfolder(folder, "masks", self.masks)
         places = ["shard", "mask_offset", "mask_size", "has_mask"]
-        for row in self._rows(["sample_id", *places, "mask_classes", "stored_mm_x", "stored_mm_y"]):
+        for row in self._rows(["sample_id", *places, "mask_classes", "stored_mm_x", "stored_mm_y", "marks", *CROP]):
+            boxes = list(boxes_of(row))
+            self.annotated += bool(boxes or row["has_mask"])
+            for number, box in enumerate(boxes, self.objects_seen + 1):
+                place = {"segmentation": [], "area": box.area, "bbox": list(box.box), "iscrowd": 0}
+                yield {"id": number, "image_id": row["number"], "category_id": numbers[box.name], **place}
+            self.boxes_seen += len(boxes)
+            self.objects_seen += len(boxes)
             if not row["has_mask"]:
                 continue
             data, mask = members.mask(row)
@@ -380,15 +395,18 @@ def _licenses(rights: list[Rights]) -> list[dict[str, Any]]:
 
 
 def _categories(cohort: Cohort, like: Path | None) -> list[dict[str, Any]]:
-    """The classes of the cohort's masks by name, from 1, without the background; one name is one category everywhere.
+    """The classes of the cohort's masks, without the background, and the names of its boxes; their numbers start at 1.
 
+    One name is one category everywhere.
     A class that no pixel has is a category too: the numbers follow from the data sets, not from their images.
     """
     found: dict[str, set[tuple[str, str]]] = {}
-    query = f"select distinct mask_classes, organ, organ_group from samples where {condition(cohort)} and has_mask"
-    for row in cohort.lake.sql(query).to_pylist():
-        for name in (row["mask_classes"] or [])[1:]:
-            found.setdefault(name, set()).add((row["organ"] or "unknown", row["organ_group"] or "unknown"))
+    for column, also in (("mask_classes", "has_mask"), ("marks", "marks is not null")):
+        query = f"select distinct {column}, organ, organ_group from samples where {condition(cohort.sql)} and {also}"
+        for row in cohort.lake.sql(query).to_pylist():
+            names = box_names(row["marks"]) if column == "marks" else (row["mask_classes"] or [])[1:]
+            for name in names:
+                found.setdefault(name, set()).add((row["organ"] or "unknown", row["organ_group"] or "unknown"))
     if like is not None:
         return _known_categories(like, found)
     return [{"id": i, "name": name, **_supercategory(found[name])} for i, name in enumerate(sorted(found), 1)]

@@ -5,6 +5,7 @@ is no time, host or absolute path in it. Everything that comes from data is esca
 """
 
 import shlex
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -25,13 +26,13 @@ from usdata.lake import Lake
 from usdata.reader import ShardReader
 from usdata.report_figures import colour_of, outlines, png_uri
 from usdata.report_run import METRICS, STAGES, Run, caveats, charts, read_run
+from usdata.rights import FREE, UNSTATED, Purpose, check_purpose
 from usdata.sampling import sampling_plan
 
 GAMMA = 0.5  # of the plan that is shown: USFM's weight 1/sqrt(N) per image
 TILES = 8  # images per organ on the contact sheet
 _TILE_SIDE = 192  # pixels: sharp on a screen of twice the density, half the bytes of the stored 256
 _EXAMPLES = 3  # of each reason in the quarantine
-_FREE = ("yes", "attribution", "share_alike")  # words of `redistribution` under which a page may be passed on
 _COLUMNS = (
     *("sample_id", "dataset", "organ", "label", "probe", "patient", "clip", "has_mask", "mask_classes", "synthetic"),
     *("licence", "commercial_use", "redistribution"),
@@ -67,7 +68,9 @@ _QUARANTINE = f"""
     from numbered group by dataset, stage, reason order by n desc, dataset, stage, reason"""
 
 
-def write_report(lake: Lake, out: Path, cohort: str = "all", run: Path | None = None) -> Path:
+def write_report(
+    lake: Lake, out: Path, cohort: str = "all", run: Path | None = None, purpose: Purpose = "research"
+) -> Path:
     """Write the page and return its path.
 
     Args:
@@ -75,13 +78,18 @@ def write_report(lake: Lake, out: Path, cohort: str = "all", run: Path | None = 
         out: the HTML file; replaced whole or not at all.
         cohort: SQL condition or saved name: the images to report on.
         run: the OUT of `usdata pretrain`; its curves, pictures and `scores*.json` come on the page too.
+        purpose: what the page is for; research stays with whoever writes it.
 
     Raises:
         QueryError: the cohort is refused.
+        ConfigError: a licence that forbids the purpose.
         LakeError: damage in the lake, or `out` can't be written.
         UsdataError: no run in `run`.
     """
-    page = render(lake, lake.cohort(cohort), None if run is None else read_run(run), out.name)
+    chosen = lake.cohort(cohort)
+    if purpose != "research":
+        check_purpose(chosen, purpose)
+    page = render(lake, chosen, None if run is None else read_run(run), out.name)
     with explain_os_errors(out, step="report"), replacing(out) as file:
         file.write(page.encode("utf-8"))
     return out
@@ -133,8 +141,12 @@ def _complete(datasets: list[dict[str, Any]], quarantine: list[dict[str, Any]]) 
     datasets += [{"dataset": name, **empty, **rights} for name in sorted(lost.keys() - known)]
     for d in datasets:
         d["quarantined"] = lost.get(d["dataset"], 0)
-        d["unstated"] = any(word.lower() in ("unstated", "unknown", "none") for word in d["licences"])
-        d["private"] = d["unstated"] or any(word not in _FREE for word in d["redistribution"])
+        d["unstated"] = _unstated(d["licences"])
+        d["private"] = d["unstated"] or any(word not in FREE for word in d["redistribution"])
+
+
+def _unstated(licences: Iterable[str | None]) -> bool:
+    return any((word or "unstated").lower() in UNSTATED for word in licences)
 
 
 def _totals(table: pa.Table, datasets: list[dict[str, Any]]) -> dict[str, Any]:
@@ -217,7 +229,11 @@ def _run_facts(lake: Lake, cohort: Cohort, run: Run) -> dict[str, Any]:
     sql, wanted = str(run.facts.get("cohort_sql", "all")), str(run.facts.get("cohort_hash", ""))
     own = _find(lake, sql, wanted)
     rights = [] if own is None else own.table(["synthetic", "dataset", "redistribution", "licence"]).to_pylist()
-    private = {r["dataset"] for r in rights if r["redistribution"] not in _FREE or r["licence"] == "unstated"}
+    private = {
+        r["dataset"]
+        for r in rights
+        if r["redistribution"] not in FREE or (r["licence"] or "unstated").lower() in UNSTATED
+    }
     scored = [_find(lake, score["cohort_sql"] or "all", score["cohort_hash"]) for score in run.scores]
     seen = own is not None and any(pc.any(pc.is_in(s.ids, own.ids.combine_chunks())).as_py() for s in scored if s)
     config = run.config

@@ -61,6 +61,8 @@ _SUPERVISION = [
     ("targets", pa.string()),  # JSON object of numbers: {"head_circumference_mm": 44.3}
     ("has_mask", pa.bool_()),
     ("mask_classes", pa.list_(pa.string())),  # name of each index in the mask
+    # JSON list of {"name", "box": [x0, y0, x1, y1]} and {"name", "points": [[x, y], ...]}, in source pixels before crop
+    ("marks", pa.string()),
     ("official_split", _word),
 ]
 _RIGHTS = [(name, _word) for name in ("licence", "commercial_use", "redistribution")]

@@ -33,20 +33,37 @@ def read_mask(
 
     Raises:
         DataError: step mask; reasons mask_size (another size than the image), mask_value (a number or colour that the
-            card does not list, or nothing above the threshold), mask_open_outline, and those of `read_image`.
+            card does not list and does not take for background, or nothing above the threshold), mask_open_outline,
+            and those of `read_image`.
     """
     merged = np.zeros(shape, np.uint8)
     for path in paths:
         below = path.relative_to(root) if root else path
         try:
-            mask = _classes(_open(path), spec, below)
-            if mask.shape != shape:
-                mask = _fit(mask, spec, shape)
+            mask = classes_of(_open(path), spec, shape, below)
         except DataError as error:
             item = below.as_posix() if root else path.name
             raise DataError(error.reason, f"{path.name}: {error.message}", item=item, step="mask") from error
         merged = np.maximum(merged, mask)
     return merged
+
+
+def classes_of(image: Image.Image, spec: Masks, shape: tuple[int, int], below: Path) -> NDArray[np.uint8]:
+    """The mask that one opened file, or one frame of a mask volume, shows; see `read_mask`. `below`: for by_path."""
+    mask = _classes(image, spec, below)
+    if spec.turned and mask.shape != shape and mask.shape == shape[::-1]:
+        mask = np.rot90(mask, -1)  # a square one can't be told: it stays
+    if mask.shape != shape:
+        mask = _fit(mask, spec, shape)
+    return _filled(mask) if spec.fill and spec.kind != "outline" else mask
+
+
+def _filled(mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Each class also where the mask has none but its curves enclose it; of several, the later class wins."""
+    filled = np.zeros_like(mask)
+    for number in np.unique(mask[mask > 0]).tolist():
+        np.maximum(filled, fill_outline(mask == number).view(np.uint8) * np.uint8(number), out=filled)
+    return np.where(mask > 0, mask, filled)
 
 
 def encode_mask(mask: NDArray[np.uint8]) -> bytes:
@@ -183,7 +200,9 @@ def _look_up(numbers: NDArray[np.uint8], spec: Masks) -> NDArray[np.uint8]:
     for number, name in values.items():
         table[number], known[number] = spec.classes.index(name), True
     unknown = np.flatnonzero(np.bincount(numbers.ravel(), minlength=256).astype(bool) & ~known)
-    if unknown.size:
+    if unknown.size and spec.other == "background":
+        table[unknown] = 0
+    elif unknown.size:
         text = f"The numbers {', '.join(map(str, unknown[:8]))} are not on the card."
         raise DataError("mask_value", text, step="mask")
     return table[numbers]
@@ -199,7 +218,7 @@ def _look_up_colours(rgb: NDArray[np.uint8], spec: Masks) -> NDArray[np.uint8]:
         here = codes == red * 65536 + green * 256 + blue
         out[here] = spec.classes.index(name)
         left &= ~here
-    if left.any():
+    if left.any() and spec.other == "refuse":
         red, green, blue = rgb[left][0]
         raise DataError("mask_value", f"The colour {red},{green},{blue} is not on the card.", step="mask")
     return out

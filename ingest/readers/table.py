@@ -1,102 +1,29 @@
-"""CSV, TSV, JSON and plain-text tables: rows of stripped strings, joined to items by key."""
+"""The rows of a card's tables, joined to items by key; `ingest.readers.table_files` reads the files."""
 
-import csv
-import io
-import json
 import re
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from ingest.card import Card
 from ingest.card_parts import PLACEHOLDER, Table, Value
 from ingest.fields import Found, Refused, fill_template
+from ingest.readers.table_files import PER_PICTURE, iterate_rows, parse_json
 from usdata.errors import CardError, nearest
 
-MAX_BYTES = 1 << 30
 SHOWN = 5  # rows that a note lists
-
-
-def read_rows(path: Path, table: Table) -> list[dict[str, str]]:
-    """The rows of a table file: column -> value, both stripped of blanks; missing values are empty strings.
-
-    Raises:
-        ValueError: not of the format, a row with more values than columns, a column name given twice.
-        OSError, UnicodeDecodeError: can't be read.
-    """
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"larger than {MAX_BYTES >> 20} MiB")
-    text = path.read_bytes().decode(table.encoding)
-    kind = table.format
-    if kind == "auto":
-        kind = "json" if path.suffix.lower() == ".json" else "csv"
-    if kind == "json":
-        return [_strip(row, table) for row in _json_rows(text)]
-    lines = list(_cells(text, table, path) if kind == "csv" else (line.split() for line in text.splitlines()))
-    lines = [line for line in lines if any(cell.strip() for cell in line)]
-    header = list(table.header) if table.header else [cell.strip() for cell in lines.pop(0)] if lines else []
-    names = [name for name in header if name]
-    if len(set(names)) < len(names):
-        raise ValueError(f"a column name is given twice in {header}")
-    rows = []
-    for number, line in enumerate(lines, start=1):
-        if len(line) > len(header) and any(cell.strip() for cell in line[len(header) :]):
-            raise ValueError(f"row {number} has {len(line)} values for {len(header)} columns")
-        rows.append(_strip(dict(zip(header, line + [""] * len(header), strict=False)), table))
-    return rows
-
-
-def _cells(text: str, table: Table, path: Path) -> Iterator[list[str]]:
-    separator = table.separator or ("\t" if path.suffix.lower() == ".tsv" else ",")
-    try:
-        yield from csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
-    except csv.Error as error:
-        raise ValueError(f"not a table separated by {separator!r}: {error}") from error
-
-
-def _json_rows(text: str) -> Iterator[dict[str, Any]]:
-    """A list of objects, or an object of objects whose keys become the column `key`."""
-    try:
-        content = json.loads(text, object_pairs_hook=_no_key_twice)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
-    if isinstance(content, dict) and content and all(isinstance(value, dict) for value in content.values()):
-        yield from ({"key": key, **value} for key, value in content.items())
-    elif isinstance(content, list) and all(isinstance(row, dict) for row in content):
-        yield from content
-    else:
-        raise ValueError("expected a list of objects, or an object of objects")
-
-
-def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = Counter(key for key, _ in pairs).most_common(1)[0][0]
-        raise ValueError(f"the key {twice!r} is given twice in one object")
-    return found
-
-
-def _strip(row: Mapping[str, Any], table: Table) -> dict[str, str]:
-    return {str(name).strip(): _text(value, table) for name, value in row.items() if str(name).strip()}
-
-
-def _text(value: Any, table: Table) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    text = "" if value is None else str(value).strip() if isinstance(value, str | int | float) else json.dumps(value)
-    return "" if text in table.missing else text
 
 
 @dataclass(slots=True)
 class _Joined:
-    """One table of the card with the rows of all its files, by key. A key of two differing rows leads to None."""
+    """One table of the card with the rows of all its files, by key. A key of two differing rows leads to None.
+
+    Of a row only the columns that the card reads are kept, and two rows differ if these do.
+    """
 
     table: Table
     rows: dict[str, dict[str, str] | None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
-    columns: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
     keyless: int = 0  # rows whose key is empty or a word for missing
 
@@ -106,34 +33,46 @@ class Tables:
 
     def __init__(self, joined: list[_Joined], examples: tuple[str, ...] = ()) -> None:
         self.joined, self.examples = joined, examples
-        self.paths: tuple[str, ...] = tuple(sorted(path for one in joined for path in one.files))
+        self.unreadable: dict[str, str] = {}  # files of one row each that can't be read, with what is wrong
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """The files that were read."""
+        return frozenset(path for one in self.joined for path in one.files)
 
     @classmethod
-    def read(cls, card: Card, root: Path, files: Mapping[str, tuple[int, Mapping[str, str]]]) -> "Tables":
-        """Reads `files` (path -> number of the table on the card, groups of its path).
+    def read(cls, card: Card, root: Path, files: Mapping[str, Sequence[tuple[int, Mapping[str, str]]]]) -> "Tables":
+        """Reads `files` (path -> number of each table on the card that reads it, groups of its path).
 
         Raises:
-            CardError: a required table is missing, a table is unreadable or lacks a column that the card names.
+            CardError: a required table is missing, a table is unreadable or lacks a column that the card names. (A
+                file that is one row of many, of one patient say, is put among the `unreadable` instead.)
         """
-        joined = [_Joined(table) for table in card.tables]
-        examples = card.layout.example.get("table", ()) if card.layout else ()
-        for path, (number, groups) in sorted(files.items()):
-            one = joined[number]
-            one.files.append(path)
+        tables = cls(
+            [_Joined(table) for table in card.tables], card.layout.example.get("table", ()) if card.layout else ()
+        )
+        for path, number, groups in sorted((path, *one) for path, found in files.items() for one in found):
+            if number >= len(card.tables):
+                continue  # an annotation
+            one = tables.joined[number]
             try:
-                rows = read_rows(root / path, one.table)
+                _add(card.name, one, path, root / path, groups)
             except (OSError, ValueError) as error:
-                raise CardError(f"Can't read the table: {error}.", dataset=card.name, item=path, step="list") from error
-            _add(card.name, one, path, [{**row, **groups} for row in rows])
-        for one in joined:
+                if one.table.format not in PER_PICTURE or one.table.required:
+                    text = f"Can't read the table: {error}."
+                    raise CardError(text, dataset=card.name, item=path, step="list") from error
+                tables.unreadable[path] = str(error)
+            else:
+                one.files.append(path)
+        for one in tables.joined:
             if one.table.required and not one.files:
                 raise CardError(
-                    f"A table that the card requires is missing: {_name(one.table, examples)}.",
+                    f"A table that the card requires is missing: {name_of(one.table.file, tables.examples)}.",
                     dataset=card.name,
                     step="list",
                     hint="Give the folder that holds it as well as the images.",
                 )
-        return cls(joined, examples)
+        return tables
 
     def words_of(self, item: Mapping[str, str]) -> Iterator[Found]:
         """(column, how, the table's word) of the rows that belong to the item with these path words.
@@ -162,28 +101,50 @@ class Tables:
         """What people should know: optional tables that are absent, rows without a key or without a file."""
         for one in self.joined:
             if one.keyless:
-                yield f"{', '.join(one.files)}: {one.keyless} rows have no {one.table.key} and belong to nothing"
+                yield f"{_files(one)}: {one.keyless} rows have no {one.table.key} and belong to nothing"
             if not one.files:
-                yield f"no {_name(one.table, self.examples)}: {', '.join(one.table.columns)} stay unknown"
+                yield f"no {name_of(one.table.file, self.examples)}: {', '.join(one.table.columns)} stay unknown"
             elif left := sorted(set(one.rows) - one.used):
-                shown = ", ".join(left[:SHOWN]) + (", ..." if len(left) > SHOWN else "")
-                yield f"{', '.join(one.files)}: {len(left)} of {len(one.rows)} keys have no file here ({shown})"
+                yield f"{_files(one)}: {len(left)} of {len(one.rows)} keys have no file here ({some(left)})"
 
 
-def _name(table: Table, examples: tuple[str, ...]) -> str:
+def name_of(pattern: str, examples: tuple[str, ...]) -> str:
     """How to call a table that is not there: by the card's example of its path, else by its pattern."""
-    return next((path for path in examples if re.fullmatch(table.file, path)), table.file)
+    return next((path for path in examples if re.fullmatch(pattern, path)), pattern)
+
+
+def some(names: Sequence[str]) -> str:
+    """The first few of many names."""
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _files(one: _Joined) -> str:
+    return some(one.files)
 
 
 def _cell(value: Value, row: Mapping[str, str]) -> str:
     return fill_template(value.source, row) if all(name in row for name in value.names()) else ""
 
 
-def _add(dataset: str, one: _Joined, path: str, rows: list[dict[str, str]]) -> None:
+def _add(dataset: str, one: _Joined, path: str, place: Path, groups: Mapping[str, str]) -> None:
+    """Take in the rows of one file; `a.b` is the entry `b` of the JSON object in column `a`."""
+    key_names = PLACEHOLDER.findall(one.table.key) or [one.table.key]
     needed = {name for value in one.table.columns.values() if not value.optional for name in value.names()}
-    needed |= set(PLACEHOLDER.findall(one.table.key) or [one.table.key])
-    present = {name for row in rows for name in row}
-    for name in sorted(needed - present) if rows else ():
+    needed |= set(key_names)
+    kept = needed | {name for value in one.table.columns.values() for name in value.names()}
+    present: set[str] = set()
+    known: set[str] = set()  # of `kept`, those that some row has
+    for read in iterate_rows(place, one.table):
+        row = {**read, **groups}
+        present |= row.keys()
+        words = {name: word for name in kept if (word := _word(row, name)) is not None}
+        known |= words.keys()
+        key = fill_template(one.table.key, words) if all(name in words for name in key_names) else ""
+        if not key:
+            one.keyless += 1
+        elif one.rows.setdefault(key, words) != words:
+            one.rows[key] = None
+    for name in sorted(needed - known) if present else ():
         raise CardError(
             f"The table has no column {name!r}.{nearest(name, present)}",
             dataset=dataset,
@@ -191,12 +152,18 @@ def _add(dataset: str, one: _Joined, path: str, rows: list[dict[str, str]]) -> N
             step="list",
             hint=f"Its columns: {', '.join(sorted(present))}",
         )
-    grouped: dict[str, list[dict[str, str]]] = defaultdict(list)
-    for row in rows:
-        if key := fill_template(one.table.key, row):
-            grouped[key].append(row)
-        else:
-            one.keyless += 1
-    for key, same in grouped.items():
-        first = one.rows.get(key, same[0])
-        one.rows[key] = first if all(row == first for row in same) else None
+
+
+def _word(row: Mapping[str, str], name: str) -> str | None:
+    """A row's value of a column; None if it has none."""
+    head, dot, entry = name.partition(".")
+    if name in row or not dot or head not in row:
+        return row.get(name)
+    try:
+        inside = parse_json(row[head]) if row[head] else {}
+    except ValueError:
+        inside = None
+    if not isinstance(inside, dict):
+        raise ValueError(f"{name}: {row[head][:80]!r} is not a JSON object")
+    value = inside.get(entry)
+    return value.strip() if isinstance(value, str) else None if value is None else str(value)

@@ -113,6 +113,7 @@ class FakeCohort:
 
     def __init__(self, n: int = 40, hash: str = "c0ffee", kill_at: int = 0) -> None:
         rng = np.random.default_rng(0)
+        self.group, self.split = list[str | None](), list[str | None]()  # of a lake that is split
         self.organ = [("breast", "thyroid")[i % 2] for i in range(n)]
         ramp = np.linspace(20, 180, 256)[:, None]
         level = np.stack([ramp if organ == "breast" else ramp[::-1] for organ in self.organ])
@@ -127,6 +128,8 @@ class FakeCohort:
             "label": [None if i % 5 == 0 else f"grade {i % 3}" for i in range(n)],
             "dataset": ["fake"] * n,
             "patient": [f"p{i // 4}" for i in range(n)],
+            "group": self.group or [None] * n,
+            "split": self.split or [None] * n,
         }
         return pa.table({name: pa.array(known[name], pa.string()) for name in columns})
 

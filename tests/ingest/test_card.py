@@ -6,7 +6,6 @@ import re
 import pytest
 
 from ingest.card import Card, card_digest, get_card, load_card, registered
-from ingest.layout import ROLES
 from usdata.errors import CardError
 
 GOOD = """
@@ -43,17 +42,6 @@ def test_an_unknown_dataset_is_answered_with_the_nearest_name():
         get_card("bussi")
     assert str(error.value).startswith(f"No dataset named 'bussi' ({len(registered())} are registered). Did you mean")
     assert "'busi'" in str(error.value) and "usdata datasets" in error.value.hint
-
-
-@pytest.mark.parametrize("name", [n for n in registered() if get_card(n).layout])
-def test_every_example_path_of_a_card_fits_the_role_it_stands_for_and_no_earlier_one(name):
-    card = get_card(name)
-    patterns = {role: getattr(card.layout, role, ()) for role in ROLES} | {"table": [t.file for t in card.tables]}
-    assert set(card.layout.example) >= {role for role in ROLES if patterns[role]}
-    for role, paths in card.layout.example.items():
-        for path in paths:
-            fitting = [r for r in ROLES if any(re.fullmatch(p, path) for p in patterns[r])]
-            assert fitting[:1] == [role], path
 
 
 def test_words_are_stored_as_the_catalog_spells_them(write):

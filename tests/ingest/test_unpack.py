@@ -5,7 +5,9 @@ import os
 import stat
 import struct
 import tarfile
+import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import pytest
@@ -181,7 +183,7 @@ def test_a_cut_archive_is_refused(place):
     whole = zipped(place / "data.zip", {"a.png": os.urandom(5000), "b.png": os.urandom(5000)}).read_bytes()
     for end in (len(whole) - 10, len(whole) // 2):
         (place / "cut.zip").write_bytes(whole[:end])
-        error = refused(place / "cut.zip", "unsupported" if end else "unreadable")
+        error = refused(place / "cut.zip", "unreadable")
         assert error.hint
     whole = tarred(place / "data.tar.gz", ("a.png", os.urandom(50_000), {}), mode="w:gz").read_bytes()
     (place / "cut.tar.gz").write_bytes(whole[: len(whole) // 2])
@@ -193,8 +195,26 @@ def test_a_cut_archive_is_refused(place):
 
 
 def test_what_is_neither_folder_nor_archive_is_refused_with_advice(place):
-    (place / "data.rar").write_bytes(b"Rar!\x1a\x07\x00")
-    assert "give the folder" in refused(place / "data.rar", "unsupported").hint
+    for name, content, command in (
+        ("data.rar", b"Rar!\x1a\x07\x00", "unrar x {0} {1}/"),
+        ("data.7z", b"7z\xbc\xaf\x27\x1c", "7z x {0} -o{1}"),
+        ("data.tar.zst", b"\x28\xb5\x2f\xfd", "tar --zstd -xf {0} -C {1}"),
+        ("data.z01", b"PK\x07\x08PK\x03\x04", "7z x {0} -o{1}"),
+    ):
+        (place / name).write_bytes(content + bytes(100))
+        hint = refused(place / name, "unsupported").hint
+        assert command.format(place / name, place / "data") in hint and f"--from {place / 'data'}" in hint
+    for name, content, word in (
+        ("data.zip", b"<!DOCTYPE html><html>", "is a web page"),
+        ("data.zip", b"", "is empty"),
+        ("data.zip", b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "is a pointer of Git LFS"),
+        ("data.tar.gz", b"\x1f\x8b" + bytes(50), "damaged .tar.gz"),
+        ("data.zip", b"anything" * 99, "no archive that is read here"),
+    ):
+        (place / name).write_bytes(content)
+        assert word in refused(place / name, "unreadable").message
+    (place / "notes").write_bytes(b"anything")
+    assert "give the folder" in refused(place / "notes", "unsupported").hint
     with pytest.raises(DataError, match="There is no") as error, open_source(place / "none.zip"):
         pytest.fail("opened")
     assert error.value.reason == "missing"
@@ -259,3 +279,219 @@ def test_whatever_the_names_are_nothing_is_written_outside(tmp_path_factory, nam
         assert len(content_of(inside)) == files
     everything = {path.relative_to(place).as_posix() for path in place.rglob("*")}
     assert all(path.startswith("one/two/inside") for path in everything - {"archive", "one", "one/two"})
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("names", [("a/B.png", "a/b.png"), ("é.png", "e\u0301.png"), ("STRASSE.png", "straße.png")])
+def test_names_that_some_disks_take_for_one_are_refused_on_all(place, names):
+    for archive in (
+        zipped(place / "data.zip", dict.fromkeys(names, b"x")),
+        tarred(place / "data.tar", *[(name, b"x", {}) for name in names]),
+    ):
+        assert "differs from" in refused(archive).message
+    both = {"Benign/1.png": b"1", "benign/2.png": b"2"}  # folders may: they hold different files everywhere
+    with open_source(zipped(place / "data.zip", both), place / "temp") as root:
+        assert content_of(root) == both
+
+
+def renamed(archive: Path, names: dict[str, bytes]) -> Path:
+    """Other bytes of the same length in the place of ASCII names, without the flag for UTF-8."""
+    content = archive.read_bytes()
+    for old, new in names.items():
+        assert len(old) == len(new)
+        content = content.replace(old.encode(), new)
+    archive.write_bytes(content)
+    return archive
+
+
+def test_names_in_an_undeclared_encoding_are_read_as_the_card_says_or_always_alike(place):
+    raw = "肝脏/超.png".encode("gbk")
+    archive = renamed(zipped(place / "data.zip", {"X" * len(raw): b"x"}), {"X" * len(raw): raw})
+    for names, expected in (("gbk", "肝脏/超.png"), (None, raw.decode("cp437"))):
+        (folder := place / f"out-{names}").mkdir()
+        assert unpack.unpack(archive, folder, names=names) == 1
+        assert list(content_of(folder)) == [expected]
+    (folder := place / "out-ascii").mkdir()
+    with pytest.raises(DataError, match="has a name that is not ascii") as error:
+        unpack.unpack(archive, folder, names="ascii")
+    assert error.value.reason == "unsafe_archive" and not content_of(folder)
+
+
+def test_a_byte_of_a_name_that_is_a_backslash_in_another_encoding_makes_no_folder(place):
+    raw = "誠.png".encode("gbk")
+    assert b"\\" in raw
+    archive = renamed(zipped(place / "data.zip", {"X" * len(raw): b"x"}), {"X" * len(raw): raw})
+    (folder := place / "out").mkdir()
+    unpack.unpack(archive, folder, names="gbk")
+    assert list(content_of(folder)) == ["誠.png"]
+
+
+def test_the_unicode_field_of_a_zip_counts_if_it_is_of_that_name(place):
+    raw, unicode = "ä.png".encode("cp437"), "ä.png".encode()
+    for checked, expected in ((zlib.crc32(raw), "ä.png"), (1, raw.decode("cp437"))):
+        field = struct.pack("<HHBI", 0x7075, 5 + len(unicode), 1, checked) + unicode
+        with zipfile.ZipFile(place / "data.zip", "w") as file:
+            member = zipfile.ZipInfo("X" * len(raw))
+            member.extra = field
+            file.writestr(member, b"x")
+        renamed(place / "data.zip", {"X" * len(raw): raw})
+        with open_source(place / "data.zip", place / "temp") as root:
+            assert list(content_of(root)) == [expected]
+
+
+def test_a_tar_name_that_is_not_utf8_is_refused_or_read_as_the_card_says(place):
+    with tarfile.open(place / "data.tar", "w", encoding="gbk", format=tarfile.GNU_FORMAT) as file:
+        info = tarfile.TarInfo("肝脏.png")
+        info.size = 1
+        file.addfile(info, io.BytesIO(b"x"))
+    assert "not UTF-8" in refused(place / "data.tar").message
+    (folder := place / "out").mkdir()
+    unpack.unpack(place / "data.tar", folder, names="gbk")
+    assert list(content_of(folder)) == ["肝脏.png"]
+
+
+# --- bombs and damage -------------------------------------------------------------------------------------------------
+
+
+def test_archives_in_an_archive_share_its_budget(place, monkeypatch):
+    monkeypatch.setattr(unpack, "SMALL", 1 << 16)
+    monkeypatch.setattr(unpack, "MAX_RATIO", 6)  # of each inner one 5.4, of all 6.4
+    inner = zipped(place / "inner.zip", {"noise.png": os.urandom(20_000), "zeros.png": bytes(90_000)}).read_bytes()
+    bomb = zipped(place / "data.zip", {f"{i}/inner.zip": inner for i in range(9)})
+    (folder := place / "out").mkdir()
+    with pytest.raises(DataError, match="unpack to") as error:
+        unpack.unpack(bomb, folder, nested=["*/inner.zip"])
+    assert error.value.reason == "unsafe_archive"
+    (folder := place / "plain").mkdir()
+    assert unpack.unpack(bomb, folder) == 9  # not unpacked further unasked
+
+
+def test_nested_patterns_go_one_level_each_and_in_their_order(place):
+    innermost = zipped(place / "x.zip", {"1.png": b"1"}).read_bytes()
+    inner = tarred(place / "x.tar.gz", ("deep/x.zip", innermost, {}), mode="w:gz").read_bytes()
+    (folder := place / "out").mkdir()
+    patterns = ["*.tar.gz", "*/x.zip"]
+    assert unpack.unpack(zipped(place / "data.zip", {"x.tar.gz": inner}), folder, nested=patterns) == 1
+    assert content_of(folder) == {"x/deep/x/1.png": b"1"}
+    clash = zipped(place / "data.zip", {"x.zip": innermost, "x/1.png": b""})
+    (folder := place / "clash").mkdir()
+    with pytest.raises(DataError, match="would unpack into a folder that exists"):
+        unpack.unpack(clash, folder, nested=["x.zip"])
+
+
+def test_too_many_members_are_refused_be_they_files_or_folders(place, monkeypatch):
+    monkeypatch.setattr(unpack, "MAX_MEMBERS", 5)
+    assert "more than 5" in refused(zipped(place / "data.zip", dict.fromkeys("abcdef", b""))).message
+    folders = [(name, None, {"type": tarfile.DIRTYPE}) for name in "abcdef"]
+    assert "more than 5" in refused(tarred(place / "data.tar", *folders)).message
+
+
+def test_a_tar_header_that_declares_a_long_name_of_gigabytes_eats_no_memory(place):
+    header = tarfile.TarInfo("././@LongLink")
+    header.type, header.size = tarfile.GNUTYPE_LONGNAME, 8 << 30
+    first = tarfile.TarInfo("good.png").tobuf()
+    (place / "data.tar").write_bytes(first + header.tobuf(format=tarfile.GNU_FORMAT) + bytes(4096))
+    assert "declares 8589934592 bytes" in refused(place / "data.tar", "unreadable").message
+
+
+@pytest.mark.parametrize("size", [b"-512", b"-1000000"])
+def test_a_tar_member_of_negative_size_does_not_send_the_reader_in_circles(place, size):
+    record = b"%d size=%s\n"
+    length = len(size) + 9
+    content = record % (length, size)
+    header = tarfile.TarInfo("PaxHeader")
+    header.type, header.size = tarfile.XHDTYPE, len(content)
+    first = tarfile.TarInfo("good.png").tobuf()
+    rest = header.tobuf() + content.ljust(512, b"\0") + tarfile.TarInfo("evil.png").tobuf() + bytes(1024)
+    (place / "data.tar").write_bytes(first + rest)
+    with pytest.raises(DataError) as error, open_source(place / "data.tar", place / "temp"):
+        pytest.fail("opened")
+    assert error.value.reason in ("unsafe_archive", "unreadable")
+
+
+def test_a_damaged_header_in_the_middle_of_a_tar_is_no_end(place):
+    """tarfile takes it for one: the rest of the files would be missing without a word."""
+    whole = tarred(place / "data.tar", *[(f"{i}.png", bytes([i]) * 100, {}) for i in range(5)]).read_bytes()
+    damaged = bytearray(whole)
+    damaged[1024 + 150] ^= 255  # the checksum of the second member
+    (place / "data.tar").write_bytes(damaged)
+    assert "at byte 1024" in refused(place / "data.tar", "unreadable").message
+    (place / "data.tar").write_bytes(whole[:2048])  # cut between two members
+    assert "at byte 2048" in refused(place / "data.tar", "unreadable").message
+
+
+def test_a_method_that_is_not_read_here_is_named_with_the_command_for_it(place):
+    """Windows packs files of more than 2 GB by deflate64."""
+    content = bytearray(zipped(place / "data.zip", {"a.png": b"x" * 100}).read_bytes())
+    for magic, at in ((b"PK\x03\x04", 8), (b"PK\x01\x02", 10)):
+        content[content.index(magic) + at] = 9
+    (place / "data.zip").write_bytes(content)
+    error = refused(place / "data.zip", "unsupported")
+    assert "(deflate64)" in error.message and f"7z x {place / 'data.zip'} -o{place / 'data'}" in error.hint
+
+
+def test_a_zip_in_several_volumes_is_told_as_such(place):
+    content = bytearray(zipped(place / "data.zip", {"a.png": b"x"}).read_bytes())
+    end = content.index(b"PK\x05\x06")
+    locator = struct.pack("<4sIQI", b"PK\x06\x07", 1, end, 3)
+    (place / "data.zip").write_bytes(content[:end] + locator + content[end:])
+    assert "one volume of a zip" in refused(place / "data.zip", "unsupported").message
+
+
+def test_empty_folders_and_windows_paths_are_kept(place):
+    archive = zipped(place / "data.zip", {"a\\b\\1.png": b"1", "c\\": b"", "d/": b""})
+    with open_source(archive, place / "temp") as root:
+        assert content_of(root) == {"a/b/1.png": b"1"}
+        assert (root / "c").is_dir() and (root / "d").is_dir()
+
+
+def whole_archives() -> list[bytes]:
+    """A zip and tars of each kind, to be damaged."""
+    made = []
+    with tempfile.TemporaryDirectory() as folder:
+        for ending in ("zip", "tar", "tar.gz", "tar.bz2", "tar.xz"):
+            path = Path(folder) / f"x.{ending}"
+            members = {"a/1.png": b"one" * 300, "a/" + "n" * 150: b"", "ü.csv": os.urandom(300)}
+            if ending == "zip":
+                zipped(path, members)
+            else:
+                mode = "w" if ending == "tar" else f"w:{ending[4:]}"
+                tarred(path, *[(name, content, {}) for name, content in members.items()], mode=mode)
+            made.append(path.read_bytes())
+    return made
+
+
+_how = st.sampled_from(["flip", "set", "cut", "insert", "copy"])
+_edit = st.tuples(st.floats(0, 1, exclude_max=True), _how, st.binary())
+
+
+@settings(max_examples=400, deadline=2000)
+@given(st.integers(0, 4), st.lists(_edit, min_size=1, max_size=6))
+def test_a_mutated_archive_unpacks_or_is_refused_and_writes_nothing_outside(tmp_path_factory, kind, edits):
+    content = bytearray(_WHOLE[kind])
+    for where, how, value in edits:
+        at = int(where * len(content))
+        if how == "flip" and content:
+            content[at] ^= (value or b"\xff")[0] or 1
+        elif how == "set":
+            content[at : at + len(value)] = value
+        elif how == "cut":
+            del content[at : at + len(value) * 16]
+        elif how == "insert":
+            content[at:at] = value
+        else:
+            content[at:at] = content[max(0, at - 512) : at]
+    place = tmp_path_factory.mktemp("mutated")
+    (place / "archive").write_bytes(content)
+    (inside := place / "one/inside").mkdir(parents=True)
+    try:
+        assert unpack.unpack(place / "archive", inside) == len(content_of(inside))
+    except DataError as error:
+        assert error.message.isprintable() and error.step == "unpack"
+    outside = {path for path in place.rglob("*") if inside not in path.parents}
+    assert outside == {place / "archive", place / "one", inside}
+
+
+_WHOLE = whole_archives()

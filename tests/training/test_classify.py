@@ -88,6 +88,47 @@ def test_a_cohort_without_two_labels_is_refused(encoder):
         probe_cohort(cohort, encoder, label="organ")
 
 
+def test_the_groups_of_a_split_lake_are_those_of_its_catalog(encoder, tmp_path):
+    cohort = FakeCohort()
+    cohort.group = [f"g{i // 10}" for i in range(40)]  # coarser than the ten patients
+    assert probe_cohort(cohort, encoder, out=tmp_path / "s.json")["groups"] == 4
+    cohort.group[7] = None
+    with pytest.raises(UsdataError, match=r"1 of 40 images have no group.*\n.*usdata split"):
+        probe_cohort(cohort, encoder, out=tmp_path / "s.json")
+
+
+def test_a_split_is_trained_on_train_and_tested_on_test(encoder, tmp_path):
+    cohort = FakeCohort()
+    cohort.split = [*["train"] * 20, *["val"] * 8, *["test"] * 11, None]
+    result = probe_cohort(cohort, encoder, out=tmp_path / "s.json", by_split=True)
+    assert (result["folds"], result["tested"], result["leaking"]) == (1, 11, 0)
+    assert methods(result)["trained", "linear"]["accuracy"]["value"] == 1.0
+    cohort.split = [*["train"] * 22, *["test"] * 18]  # parts the patient of images 20 to 23
+    assert probe_cohort(cohort, encoder, out=tmp_path / "s.json", by_split=True)["leaking"] == 1
+
+
+def test_the_folds_of_a_split_are_each_tested_once(encoder, tmp_path):
+    cohort = FakeCohort()
+    cohort.split = [f"fold{i // 4 % 3}" for i in range(40)]
+    result = probe_cohort(cohort, encoder, out=tmp_path / "s.json", by_split=True)
+    assert (result["folds"], result["tested"], result["leaking"]) == (3, 40, 0)
+
+
+@pytest.mark.parametrize("words", [[None] * 40, ["train"] * 40, ["fold0"] * 40, [*["train"] * 20, *["val"] * 20]])
+def test_a_split_without_a_test_part_is_refused(encoder, tmp_path, words):
+    cohort = FakeCohort()
+    cohort.split = words
+    with pytest.raises(UsdataError, match="usdata split"):
+        probe_cohort(cohort, encoder, out=tmp_path / "s.json", by_split=True)
+
+
+def test_a_training_part_of_one_class_is_refused(encoder, tmp_path):
+    cohort = FakeCohort()
+    cohort.split = ["train" if organ == "breast" else "test" for organ in cohort.organ]
+    with pytest.raises(UsdataError, match="one class only"):
+        probe_cohort(cohort, encoder, out=tmp_path / "s.json", by_split=True)
+
+
 def test_a_missing_encoder_is_refused(tmp_path):
     with pytest.raises(UsdataError, match="No weights in"):
         probe_cohort(FakeCohort(), tmp_path)

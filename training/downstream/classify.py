@@ -22,6 +22,7 @@ from training.probe import (
     grouped_folds,
     knn,
     linear_probe,
+    published_folds,
     with_intervals,
 )
 from training.watch import embed, image_groups, label_column
@@ -40,6 +41,7 @@ def probe_cohort(
     out: Path | None = None,
     seed: int = 0,
     folds: int = 5,
+    by_split: bool = False,
     device: str = "auto",
 ) -> dict[str, Any]:
     """Linear probe and kNN of an encoder on a cohort's labels, with baselines and 95 % intervals.
@@ -51,6 +53,7 @@ def probe_cohort(
         out: where scores.json goes; None: into `encoder`.
         seed: of folds, bootstrap and the random encoder.
         folds: at most so many.
+        by_split: train and test on the catalog's column `split` instead of folds; see `published_folds`.
         device: auto, cpu or cuda.
 
     Returns:
@@ -58,7 +61,7 @@ def probe_cohort(
 
     Raises:
         ConfigError: no such label, or more images than fit.
-        UsdataError: no encoder there, or too few groups of a class for a split.
+        UsdataError: no encoder there, too few groups of a class for a split, or no split where `by_split` wants one.
     """
     from training.distributed import choose_device
 
@@ -73,13 +76,14 @@ def probe_cohort(
     place = choose_device(device)
     trained = checkpoint.load_encoder(encoder).to(place)
     random = checkpoint.untrained_twin(trained, seed).to(place)
-    table = cohort.table([column, "dataset", "patient"])
+    table = cohort.table(list(dict.fromkeys([column, "dataset", "patient", "group", "split"])))
     words = table[column].to_pylist()
     known = np.array([word is not None for word in words])
     images = cohort.images()[known]
     labels = [str(word) for word in words if word is not None]
     facts = table.filter(known)
-    groups = image_groups(facts["dataset"].to_pylist(), facts["patient"].to_pylist(), images)
+    groups = _groups(facts, images)
+    parts = published_folds(facts["split"].to_pylist()) if by_split else None
     encoders = {"trained": _embedder(trained), "random": _embedder(random)}
     result = {
         "label": column,
@@ -88,12 +92,31 @@ def probe_cohort(
         "cohort": {"name": cohort.name, "sql": cohort.sql, "hash": cohort.hash, "rows": cohort.rows},
         "encoder": {"path": str(encoder), **checkpoint.facts_of(encoder)},
         "code_version": checkpoint.code_version(),
-        **score(images, labels, groups, encoders, folds=folds, seed=seed),
+        **score(images, labels, groups, encoders, folds=folds, seed=seed, parts=parts),
     }
     path = Path(encoder) / "scores.json" if out is None else out
     with explain_os_errors(path, step="scores"):
         write_json(path, _finite(result))
     return result
+
+
+def _groups(facts: Any, images: NDArray[np.uint8]) -> Ints:
+    """The catalog's groups if the lake has a split, else the patients; near-duplicates among the images tie either.
+
+    Raises:
+        UsdataError: some images came after the lake was split.
+    """
+    group = facts["group"].to_pylist()
+    missing = sum(name is None for name in group)
+    if missing == len(group):
+        return image_groups(facts["dataset"].to_pylist(), facts["patient"].to_pylist(), images)
+    if missing:
+        raise UsdataError(
+            f"{missing:,} of {len(group):,} images have no group: they came after the lake was split.",
+            step="probe",
+            hint="Give them one; nothing else moves:  usdata split",
+        )
+    return image_groups([""] * len(group), group, images)
 
 
 def _embedder(recipe: nn.Module) -> Callable[[NDArray[np.uint8]], Floats]:
@@ -109,6 +132,7 @@ def score(
     folds: int = 5,
     seed: int = 0,
     repeats: int = 1000,
+    parts: list[Fold] | None = None,
 ) -> dict[str, Any]:
     """Pooled out-of-fold scores of each encoder and baseline.
 
@@ -117,9 +141,11 @@ def score(
         encoders: name -> images to features (n, D); "trained" is compared with "random" if both are there.
         folds, seed: of the grouped stratified folds.
         repeats: bootstrap resamples of groups.
+        parts: train and test places in place of folds; images of no test part are not scored.
 
     Returns:
-        "classes" {name: images}, "groups", "folds", "features" {encoder: {"size", "effective_rank", "C"}}; "scores"
+        "classes" {name: images}, "groups", "folds", "tested" images, "leaking" groups, which stand in the training and
+        the test part of a split that was given; "features" {encoder: {"size", "effective_rank", "C"}}; "scores"
         [{"encoder", "method", metric: {"value", "low", "high"}}], and "gain": trained - random, paired.
 
     Raises:
@@ -127,29 +153,35 @@ def score(
     """
     names, codes = np.unique(np.array(labels), return_inverse=True)
     codes = codes.astype(np.int64)
-    parts = _folds(codes, names, groups, folds, seed)
+    leaking = 0 if parts is None else _check_parts(parts, codes, groups)
+    parts = _folds(codes, names, groups, folds, seed) if parts is None else parts
+    tested = np.sort(np.concatenate([part.test for part in parts]))
     classes = len(names)
     pooled: dict[tuple[str, str], Floats] = {}
     features: dict[str, Any] = {}
     for name, encode in encoders.items():
         x = encode(images).astype(np.float64)
         pooled[name, "linear"], strengths = linear_probe(x, codes, groups, parts, classes, seed)
-        pooled[name, "knn"] = _by_fold(parts, classes, _knn_of(x, codes, classes))
+        pooled[name, "knn"] = _by_fold(parts, len(codes), classes, _knn_of(x, codes, classes))
         features[name] = {"size": x.shape[1], "effective_rank": effective_rank(x), "C": strengths}
     thumbnails = thumbnails_of(images, 16).reshape(len(images), -1)
     pooled["thumbnails", "1-nn"] = _by_fold(
-        parts, classes, lambda a, b: _nearest(thumbnails[a], codes[a], thumbnails[b], classes)
+        parts, len(codes), classes, lambda a, b: _nearest(thumbnails[a], codes[a], thumbnails[b], classes)
     )
     pooled["none", "majority"] = _by_fold(
-        parts, classes, lambda a, b: np.tile(np.bincount(codes[a], minlength=classes) / len(a), (len(b), 1))
+        parts, len(codes), classes, lambda a, b: np.tile(np.bincount(codes[a], minlength=classes) / len(a), (len(b), 1))
     )
+    pooled = {key: scores[tested] for key, scores in pooled.items()}
+    truth, whose = codes[tested], groups[tested]
     result: dict[str, Any] = {
         "classes": {str(name): int((codes == i).sum()) for i, name in enumerate(names)},
         "groups": len(np.unique(groups)),
         "folds": len(parts),
+        "tested": len(tested),
+        "leaking": leaking,
         "features": features,
         "scores": [
-            {"encoder": name, "method": method, **with_intervals(codes, scores, groups, repeats, seed)}
+            {"encoder": name, "method": method, **with_intervals(truth, scores, whose, repeats, seed)}
             for (name, method), scores in pooled.items()
         ],
         "gain": [],
@@ -159,7 +191,7 @@ def score(
             {
                 "method": method,
                 **with_intervals(
-                    codes, pooled["trained", method], groups, repeats, seed, against=pooled["random", method]
+                    truth, pooled["trained", method], whose, repeats, seed, against=pooled["random", method]
                 ),
             }
             for method in ("linear", "knn")
@@ -189,9 +221,25 @@ def _folds(codes: Ints, names: NDArray[np.str_], groups: Ints, folds: int, seed:
     return grouped_folds(codes, groups, folds, seed)
 
 
-def _by_fold(parts: list[Fold], classes: int, method: Callable[[Ints, Ints], Floats]) -> Floats:
-    """Scores of all images, (n, classes): `method` gives those of a fold's test places from its training places."""
-    scores = np.full((sum(len(part.test) for part in parts), classes), np.nan)
+def _check_parts(parts: list[Fold], codes: Ints, groups: Ints) -> int:
+    """How many groups stand on both sides of a part.
+
+    Raises:
+        UsdataError: a training part of a single class, from which nothing can be learnt.
+    """
+    for part in parts:
+        if len(np.unique(codes[part.train])) < 2:
+            raise UsdataError("A training part of the split has images of one class only.", step="probe")
+    both = [np.intersect1d(groups[part.train], groups[part.test]) for part in parts]
+    return len(np.unique(np.concatenate(both)))
+
+
+def _by_fold(parts: list[Fold], n: int, classes: int, method: Callable[[Ints, Ints], Floats]) -> Floats:
+    """Scores of all images, (n, classes): `method` gives those of a fold's test places from its training places.
+
+    NaN for images of no test part.
+    """
+    scores = np.full((n, classes), np.nan)
     for part in parts:
         scores[part.test] = method(part.train, part.test)
     return scores
