@@ -1,4 +1,4 @@
-"""Write the generated pages of docs/: verbs.md from the command line, datasets.md from the cards, settings.md.
+"""Write the generated pages of docs/: verbs.md from the command line, datasets.md and datasets/ from the cards, ...
 
 `python docs/make_pages.py [FOLDER]` writes them here, or into another folder, which a test compares with this one.
 """
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import dataset_pages
 import typer
 from pydantic import BaseModel
 
@@ -25,9 +26,10 @@ def pages() -> dict[str, str]:
     """File name -> text of every generated page."""
     return {
         "verbs.md": NOTE + _verbs(),
-        "datasets.md": NOTE + _datasets(),
+        "datasets.md": NOTE + dataset_pages.index(),
         "settings.md": NOTE + _settings(),
         "catalog.md": NOTE + _catalog(),
+        **{f"datasets/{name}.md": NOTE + dataset_pages.page(get_card(name)) for name in registered()},
     }
 
 
@@ -50,28 +52,6 @@ def _describe(command: Any, name: str, out: list[str]) -> None:
         default = "" if parameter.default in (None, False, ()) or parameter.required else f"`{parameter.default}`"
         out.append(f"| `{words}` | {getattr(parameter, 'help', None) or ''} | {default} |")
     out.append("")
-
-
-def _datasets() -> str:
-    rows = [
-        "# Data sets\n",
-        "`verified`: real, the card was run on real files; layout, on fakes of a known layout; unverified, on none.\n",
-        "| data set | title | organ | images or videos | licence | commercial use | redistribution | verified |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
-    ]
-    for card in map(get_card, registered()):
-        count = f"{card.expect.images:,} images" if card.expect.images else ""
-        count = f"{card.expect.videos:,} videos" if card.expect.videos else count
-        organ = "several" if card.generator else card.defaults.organ or "by file"
-        rows.append(
-            f"| `{card.name}` | {card.title} | {organ} | {count or 'any number'} | {card.licence} | "
-            f"{card.commercial_use} | {card.redistribution} | {card.verified} |"
-        )
-    for card in map(get_card, registered()):
-        rows += [f"\n## {card.name}\n", f"{card.title}. {card.citation}.\n", f"Patients: {card.patients}.\n"]
-        rows += [f"- {source.page or source.url}" for source in card.sources if source.page or source.url]
-        rows += [f"- defect: {defect}" for defect in card.defects]
-    return "\n".join(rows) + "\n"
 
 
 def _settings() -> str:
@@ -130,4 +110,5 @@ def _catalog() -> str:
 if __name__ == "__main__":
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parent
     for name, text in pages().items():
+        (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_text(text, "utf-8")

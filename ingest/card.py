@@ -48,6 +48,7 @@ FILLABLE = (
 AUTOMATIC = {"split": "official_split"} | {
     name: name for name in ("organ", "view", "mode", "probe", "site", "patient", "study", "clip", "label")
 }
+SPLIT_WORDS = ("train", "val", "test")  # of the column official_split
 # Of the image's own path, unless a group has that name. position: rank among the pictures of its folder, from 0.
 BUILTIN_NAMES = ("path", "name", "stem", "parent", "position")
 NOT_IN_DIGEST = frozenset(
@@ -169,6 +170,7 @@ class Card(Model):
         """Every text that the card itself puts into rows: no secret of a source, whatever a source may say too."""
         values = [*self.constants().values(), *(word for listed in self.labels.values() for word in listed)]
         values += [word for _, value, _ in self.filled() for word in (value.map or {}).values()]
+        values += SPLIT_WORDS
         return frozenset(word for word in values if isinstance(word, str)) | frozenset(self.labels)
 
     def crop_of(self, path: str) -> tuple[int, int, int, int] | None:

@@ -162,7 +162,8 @@ class Table(Model):
     """A CSV, TSV, JSON, XLSX, YAML or XML file whose rows give columns to items.
 
     A row belongs to the items for which `match` (filled from the item's path) equals `key` (filled from the row).
-    Named groups of `file` count as columns of each of its rows. Header and values are stripped of blanks.
+    Named groups of `file` count as columns of each of its rows. Header and values are stripped of blanks. A column
+    `a.b` is the entry `b` of a JSON object in the cell `a`.
     """
 
     file: Regex  # for the whole POSIX path below the root
@@ -252,7 +253,9 @@ class Annotations(Model):
 
     A shape belongs to the items for which `match` (filled from the item's path) equals `key` (filled from the shape's
     own words: `file` and `stem` of the picture it names, groups of the annotation file's path, and what the format
-    gives). Coordinates are pixels of the source picture, before any crop.
+    gives). Coordinates are pixels of the source picture, before any crop. A group `name` of `file` names all its
+    shapes. A shape whose class is the background (of marks: "") is left out and counted; a picture without any shape
+    has no mask.
 
     coco: COCO JSON with polygons, run lengths or boxes. labelme: one JSON per picture. via: VGG Image Annotator's CSV.
     points: one JSON per picture, a bare list of [x, y]. tracings: a table of x, y rows per frame. rle: a table of run
@@ -266,7 +269,7 @@ class Annotations(Model):
     match: str
     classes: dict[str, str] = {}  # the source's name of a shape -> class of `masks.classes`, or name of the mark
     becomes: Literal["mask", "marks"] = "mask"
-    columns: dict[str, str] = {}  # of tables: which column is file, frame, x, y, x2, y2, name
+    columns: dict[str, str] = {}  # of tables: which column is file, frame, x, y, x2, y2, name, runs (of rle)
     skip_first: int = Field(default=0, ge=0)  # of tracings: leading rows of each frame that are no outline (an axis)
     frame_base: Literal[0, 1] = 0
     encoding: str = "utf-8-sig"

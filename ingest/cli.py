@@ -162,6 +162,7 @@ def _summary(card: "Card") -> dict[str, object]:
         "organ": "several" if card.generator else card.defaults.organ,
         "images": card.expect.images,
         "videos": card.expect.videos,
+        "tasks": ", ".join(card.tasks) or None,
         "licence": card.licence,
         "commercial_use": card.commercial_use,
         "redistribution": card.redistribution,

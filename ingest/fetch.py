@@ -6,25 +6,36 @@ folder is checked and unpacked in the same way. `ingest.fetch_record` says how t
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from ingest.card import Card
 from ingest.card_parts import Source
-from ingest.fetch_answer import Patience, Progress, Say, Wanted, measure, no_progress, no_words
+from ingest.fetch_answer import Patience, Progress, Say, measure, no_progress, no_words
 from ingest.fetch_http import Download
 from ingest.fetch_place import link, merge, only_fetch
-from ingest.fetch_record import ARCHIVES, FILES, RECORD, Loaded, Record, count_files, read_record, write_record
+from ingest.fetch_record import (
+    ARCHIVES,
+    DEFAULT,
+    FILES,
+    RECORD,
+    Loaded,
+    Record,
+    count_files,
+    fetch_command,
+    read_record,
+    write_record,
+)
 from ingest.fetch_terms import accept_terms as check_terms
-from ingest.fetch_words import instructions, next_command
+from ingest.fetch_wanted import name_of, wanted_files
+from ingest.fetch_words import clone_of, instructions
 from ingest.unpack import unpack
 from ingest.unpack_kinds import by_hand, is_archive_name, kind_of, read_head
 from usdata.errors import CardError, DataError
 from usdata.files import explain_os_errors, make_folder
 
-DEFAULT = Path("sources")
 BY_HAND = "by hand"
 _OURS = {RECORD, FILES, ARCHIVES}
 
@@ -81,7 +92,7 @@ def fetch(
         only_fetch(card, folder),
     ):
         record = read_record(folder) or Record(dataset=card.name)
-        command = f"{next_command(card, folder)} --accept-terms {card.name}"
+        command = f"{fetch_command(card.name, folder)} --accept-terms {card.name}"
         accepted = check_terms(card, accept_terms, command=command, before=record.terms)
         if accepted and accepted.by != "earlier":
             record = record.model_copy(update={"terms": accepted.digest, "terms_by": accepted.by})
@@ -126,6 +137,18 @@ def _refuse_what_is_not_fetched(card: Card) -> None:
         raise CardError("Patients' own files are not fetched.", dataset=card.name, hint="See docs/private.md.")
 
 
+@dataclass(frozen=True, slots=True)
+class _Arrival:
+    """A file that is here and checked, and not in its place yet."""
+
+    source: Source
+    path: Path
+    size: int
+    sha256: str
+    url: str | None = None  # None: it did not come over the network in this run
+    ours: bool = False  # a person's own archive is not ours to remove
+
+
 @dataclass(slots=True)
 class _Fetch:
     """One fetch under way: the record grows with every file that is in its place."""
@@ -153,8 +176,8 @@ class _Fetch:
         if again:
             self._clear()
         shutil.rmtree(self._temporary, ignore_errors=True)  # of a run that was killed
-        for source, name, loaded in arrived:
-            self._place(source, self.archives / name, loaded, ours=True)
+        for arrival in arrived:
+            self._place(arrival)
         missing = [part for part in self._parts_by_hand() if not self._take_part(part)]
         if missing or self.steps:
             return self._report(self._instructions(missing))
@@ -172,6 +195,10 @@ class _Fetch:
     @property
     def archives(self) -> Path:
         return self.folder / ARCHIVES
+
+    @property
+    def _command(self) -> str:
+        return fetch_command(self.card.name, self.folder)
 
     @property
     def _temporary(self) -> Path:
@@ -201,7 +228,7 @@ class _Fetch:
                 f"with {self.record.bytes}.",
                 dataset=self.card.name,
                 step="fetch",
-                hint=f"{next_command(self.card, self.folder)} --again",
+                hint=f"{self._command} --again",
             )
 
     def _refuse_loss(self) -> None:
@@ -222,75 +249,58 @@ class _Fetch:
 
     # --- over the network -------------------------------------------------------------------------------------------
 
-    def _load_all(self, again: bool) -> list[tuple[Source, str, tuple[str | None, int, str]]]:
-        """Every file with an address that is not in place yet: its source, name, and (url, size, sha256)."""
-        arrived: list[tuple[Source, str, tuple[str | None, int, str]]] = []
-        seen: set[str] = set()
+    def _load_all(self, again: bool) -> list[_Arrival]:
+        """Every file of the sources with an address that is not in place yet."""
+        arrived: list[_Arrival] = []
         for source in self.card.sources:
-            for wanted in self._wanted(source) if source.url else ():
-                if wanted.name in seen:
-                    raise CardError(
-                        f"Two sources bring a file {wanted.name!r}.",
-                        dataset=self.card.name,
-                        step="fetch",
-                        hint="Give each an `archive` of its own in the card.",
-                    )
-                seen.add(wanted.name)
-                before = self.record.sources.get(wanted.name)
-                if before and before.in_place and before.source == source.url and not again:
+            if not source.url:
+                continue
+            name = name_of(source, self.card.name)
+            if name and self._is_in_place(source, name) and not again:
+                continue
+            if name and (self.folder / name).is_file():  # a person put it there
+                arrived.append(_Arrival(source, self.folder / name, *self._checked(source, self.folder / name)))
+                self.taken.append(name)
+                continue
+            arrived += self._load(source, again)
+        for name, count in Counter(one.path.name for one in arrived).items():
+            if count > 1:
+                raise CardError(
+                    f"Two sources bring a file {name!r}.",
+                    dataset=self.card.name,
+                    step="fetch",
+                    hint="Give each an `archive` of its own in the card.",
+                )
+        return arrived
+
+    def _is_in_place(self, source: Source, name: str) -> bool:
+        before = self.record.sources.get(name)
+        return before is not None and before.in_place and before.source == source.url
+
+    def _load(self, source: Source, again: bool) -> list[_Arrival]:
+        """The files of one source over the network, or why not and what to type."""
+        download, arrived = None, []
+        try:
+            for wanted in wanted_files(source, self.record, self.accept_bytes, self.patience):
+                if self._is_in_place(source, wanted.name) and not again:
                     continue
                 make_folder(self.archives)
                 download = Download(wanted, self.archives, self.patience, self.progress, self.say)
-                came = self._explained(download, again, source)
-                self.loaded += [wanted.name] if came[0] else []
-                arrived.append((source, wanted.name, came))
-        return arrived
-
-    def _explained(self, download: Download, again: bool, source: Source) -> tuple[str | None, int, str]:
-        """The file, or why not and what to type, with this data set's command."""
-        try:
-            came = download.run(anew=again)
+                came = download.run(anew=again)
+                self.loaded += [wanted.name] if came.url else []
+                arrived.append(_Arrival(source, came.path, came.size, came.sha256, came.url, ours=True))
         except DataError as error:
-            command = next_command(self.card, self.folder)
             hint = error.hint
-            if error.reason == "changed_bytes":
-                hint = f"When you have found out that the new file is right:  {command}{' --again' if again else ''} "
-                hint += f"--accept-bytes {download.newest}"
+            if error.reason == "changed_bytes" and download:
+                hint = f"When you have found out that the new file is right:  {self._command} "
+                hint += f"{'--again ' if again else ''}--accept-bytes {download.newest}"
             elif error.reason == "not_loaded":
-                page = f"\n  By hand: from {source.page}" if source.page else "\n  By hand:"
-                hint = f"Later:  {command}        goes on from what has come so far{page} as {download.target}"
+                name = download.wanted.name if download else name_of(source, self.card.name)
+                hint = f"Later:  {self._command}        goes on from what has come so far"
+                hint += f"\n  Or by hand: load {name or 'its files'} from {source.page or source.url}"
+                hint += f", put it into {self.folder}/, and then:  {self._command}" if name else ""
             raise DataError(error.reason, error.message, dataset=self.card.name, step="fetch", hint=hint) from error
-        return came.url, came.size, came.sha256
-
-    def _wanted(self, source: Source) -> list[Wanted]:
-        """What is to be loaded for a source: one file; or for a DOI alone, all files of its record."""
-        url = str(source.url)
-        if url.startswith("doi:"):
-            from ingest.fetch_doi import resolve
-
-            filed = resolve(url, self.patience)
-            one = filed[0] if len(filed) == 1 else None
-            names = {file.name: (source.archive if one and source.archive else file.name) for file in filed}
-            return [
-                self._known(source, names[file.name], (file.url, *(source.mirrors if one else ())), file.md5, bool(one))
-                for file in filed
-            ]
-        name = source.archive or unquote(urlsplit(url).path.rstrip("/").rpartition("/")[2])
-        if not name or "/" in name or "\\" in name or name.startswith(".") or not name.isprintable():
-            raise CardError(
-                f"{url} ends in no proper name of a file.",
-                dataset=self.card.name,
-                step="fetch",
-                hint="Give the source an `archive` in the card: the name to store it under.",
-            )
-        return [self._known(source, name, (url, *source.mirrors), None, True)]
-
-    def _known(self, source: Source, name: str, urls: tuple[str, ...], md5: str | None, single: bool) -> Wanted:
-        before = self.record.sources.get(name)
-        trusted = before.sha256 if before and before.source == source.url else None
-        if not single:
-            return Wanted(name, urls, None, md5, None, trusted, self.accept_bytes)
-        return Wanted(name, urls, source.size, source.md5 or md5, source.sha256, trusted, self.accept_bytes)
+        return arrived
 
     # --- by a person ------------------------------------------------------------------------------------------------
 
@@ -329,7 +339,7 @@ class _Fetch:
 
     def _strangers(self) -> list[str]:
         """Archives that lie in the folder under names that the card does not give."""
-        named = {source.archive for source in self.card.sources}
+        named = {name_of(s, self.card.name) if s.url else s.archive for s in self.card.sources}
         return sorted(
             path.name
             for path in self.folder.iterdir()
@@ -341,29 +351,37 @@ class _Fetch:
         """Whether a person put files into `files`: more are there than the archives brought."""
         if not self.files.is_dir():
             return False
+        clones = [(source.part, clone_of(source, self.files / source.into)) for source in self.card.sources]
+        there = [(part, clone) for part, clone in clones if clone and clone.is_dir()]
+        if any(part == ways[0].part for part, _ in there):
+            return True
         ours = sum(one.files for one in self.record.sources.values() if one.in_place)
+        ours += sum(count_files(clone)[0] for _, clone in there)
         own = any((self.files / source.into).is_dir() for source in ways)
         return own and count_files(self.files)[0] > ours
 
     def _take_archive(self, source: Source, name: str) -> None:
-        path = self.folder / name
-        size, sha256, md5 = measure(path, md5=True)
-        for what, found, expected in (
-            ("size", size, source.size),
-            ("sha256", sha256, source.sha256),
-            ("md5", md5, source.md5),
-        ):
-            if expected is not None and found != expected:
+        arrival = _Arrival(source, self.folder / name, *self._checked(source, self.folder / name))
+        before = self.record.sources.get(name)
+        if before and before.in_place and before.sha256 == arrival.sha256:
+            return
+        self._place(arrival)
+        self.taken.append(name)
+
+    def _checked(self, source: Source, path: Path) -> tuple[int, str]:
+        """Size and sha256 of a file that a person put there, if it is the one that the card means."""
+        size, sha256, md5 = measure(path, source.md5 is not None)
+        expected = (("size", size, source.size), ("sha256", sha256, source.sha256), ("md5", md5, source.md5))
+        for what, found, right in expected:
+            if right is not None and found != right:
                 raise DataError(
                     "bad_checksum",
-                    f"{path} is not the file that the card means: its {what} is {found}, not {expected}.",
+                    f"{path} is not the file that the card means: its {what} is {found}, not {right}.",
                     dataset=self.card.name,
                     step="fetch",
                     hint=f"Download it again; or, if there is a new version, correct the card's {what}.",
                 )
-        before = self.record.sources.get(name)
-        if before and before.in_place and before.sha256 == sha256:
-            return
+        before = self.record.sources.get(path.name)
         known = source.sha256 or source.md5
         if before and before.sha256 != sha256 and not known and sha256 not in self.accept_bytes:
             raise DataError(
@@ -371,10 +389,9 @@ class _Fetch:
                 f"{path} has other bytes than when it was first taken: sha256 {sha256} instead of {before.sha256}.",
                 dataset=self.card.name,
                 step="fetch",
-                hint=f"If the new one is right:  {next_command(self.card, self.folder)} --accept-bytes {sha256}",
+                hint=f"If the new one is right:  {self._command} --accept-bytes {sha256}",
             )
-        self._place(source, path, (None, size, sha256), ours=False)
-        self.taken.append(name)
+        return size, sha256
 
     def _instructions(self, missing: Sequence[str]) -> str:
         told = [instructions(self.card, missing, self.folder, self._strangers())] if missing else []
@@ -382,9 +399,9 @@ class _Fetch:
 
     # --- into place -------------------------------------------------------------------------------------------------
 
-    def _place(self, source: Source, path: Path, came: tuple[str | None, int, str], *, ours: bool) -> None:
-        """Unpack one file, or put it as it is, below `files`; then write it down, then remove it if it is `ours`."""
-        url, size, sha256 = came
+    def _place(self, arrival: _Arrival) -> None:
+        """Unpack one file, or put it as it is, below `files`; then write it down, then remove it if it is ours."""
+        source, path = arrival.source, arrival.path
         target = self.files if source.into == "." else self.files / source.into
         self._temporary.mkdir()
         try:
@@ -395,9 +412,11 @@ class _Fetch:
             merge(self._temporary, target, self.card.name, path.name)
         finally:
             shutil.rmtree(self._temporary, ignore_errors=True)
-        loaded = Loaded(source=source.url or BY_HAND, url=url, size=size, sha256=sha256, files=count)
+        loaded = Loaded(
+            source=source.url or BY_HAND, url=arrival.url, size=arrival.size, sha256=arrival.sha256, files=count
+        )
         self._save(sources=self.record.sources | {path.name: loaded})
-        if ours and not self.keep_archive:
+        if arrival.ours and not self.keep_archive:
             path.unlink()
 
     def _unpacked(self, source: Source, path: Path, target: Path) -> int | None:
@@ -411,7 +430,7 @@ class _Fetch:
         except DataError as error:
             if error.reason == "unsupported":
                 return self._unpacked_by_hand(path, target, error)
-            command = f"rm {path}  and then  {next_command(self.card, self.folder)}"
+            command = f"rm {path}  and then  {self._command}"
             hint = f"If it was damaged on its way:  {command}"
             if error.reason == "missing":
                 hint = error.hint or hint
@@ -432,6 +451,6 @@ class _Fetch:
         self.steps += [
             *lines,
             f"  {command or f'unpack {path} into {target}/'}",
-            f"  {next_command(self.card, self.folder)}",
+            f"  {self._command}",
         ]
         return None

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from usdata.errors import describe
+
 Progress = Callable[[str, int, int], None]  # file, bytes done, bytes in all
 Say = Callable[[str], None]
-_RANGE = re.compile(r"bytes (?:(\d+)-(\d+)|\*)/(\d+|\*)")
+_RANGE = re.compile(r"bytes (?:([0-9]{1,18})-([0-9]{1,18})|\*)/([0-9]{1,18}|\*)")
 _LONGEST_WAIT = 120.0  # seconds that a server may ask for; ours
 _READ = 1 << 20
 
@@ -61,9 +63,34 @@ def no_words(line: str) -> None:
 
 def shown(url: str) -> str:
     """An address as it may stand in a message: printable, and without what follows `?`, which can hold a key."""
-    parts = urlsplit(url)
-    text = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    try:
+        parts = urlsplit(url)
+        text = f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"
+    except ValueError:  # no proper address
+        text = url.partition("?")[0].rpartition("@")[2]
     return "".join(c if c.isprintable() else "?" for c in text)[:300]
+
+
+def scheme_of(url: str) -> str:
+    """`https`, `http`, another one; empty if it is no proper address."""
+    try:
+        return urlsplit(url).scheme
+    except ValueError:
+        return ""
+
+
+def reason_of(error: Exception) -> str:
+    """Why a request failed, in a few words and without its address, which can hold a key."""
+    from urllib3 import exceptions
+
+    inner = error.args[0] if error.args else error
+    inner = getattr(inner, "reason", None) or inner
+    if isinstance(inner, exceptions.NameResolutionError):
+        return "no such host, or no network"
+    if isinstance(inner, exceptions.NewConnectionError):
+        return "nobody answers there"
+    text = describe(inner) if isinstance(inner, Exception) else str(inner)
+    return type(inner).__name__ if "://" in text or "url" in text.lower() else text[:200]
 
 
 def content_range(answer: Any) -> tuple[int | None, int | None, int | None]:
@@ -79,7 +106,7 @@ def content_length(answer: Any) -> int | None:
     """Content-Length, where it counts."""
     text = answer.headers.get("content-length", "").strip()
     chunked = "chunked" in answer.headers.get("transfer-encoding", "").lower()
-    return int(text) if text.isdecimal() and len(text) < 20 and not chunked else None
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) and not chunked else None
 
 
 def validator_of(answer: Any) -> str | None:
@@ -91,7 +118,7 @@ def validator_of(answer: Any) -> str | None:
 def asked_wait(answer: Any) -> float:
     """Seconds that Retry-After asks for, at most two minutes; 0 if it does not say, or gives a date."""
     text = answer.headers.get("retry-after", "").strip()
-    return min(float(text), _LONGEST_WAIT) if text.isdecimal() and len(text) < 10 else 0.0
+    return min(float(text), _LONGEST_WAIT) if re.fullmatch("[0-9]{1,9}", text) else 0.0
 
 
 def measure(path: Path, md5: bool = False) -> tuple[int, str, str | None]:

@@ -1,5 +1,6 @@
 """The verb `fetch`."""
 
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -44,13 +45,16 @@ def fetch(
 
     cards = [get_card(name) for name in dict.fromkeys(dataset)]
     check_names(accept_terms or (), dataset)
+    for digest in accept_bytes or ():
+        if not re.fullmatch("[0-9a-f]{64}", digest):
+            raise typer.BadParameter(f"--accept-bytes takes a sha256, 64 digits from 0-9a-f, not {digest!r}")
     if dry_run:
         print_rows([row for card in cards for row in fetch_rows(card, to)], json)
         return
     whole = True
     for card in cards:
         try:
-            with byte_bar(quiet=json) as progress:
+            with byte_bar(quiet=json or not sys.stderr.isatty()) as progress:
                 report = run(
                     card,
                     to,

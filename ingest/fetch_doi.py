@@ -6,7 +6,7 @@
 import re
 from dataclasses import dataclass
 
-from ingest.fetch_answer import Patience
+from ingest.fetch_answer import Patience, reason_of
 from usdata.errors import DataError, describe
 
 _DOI = re.compile(r"doi:(10\.\d{4,9}/[^/\s]+)(?:/(.+))?")
@@ -42,7 +42,9 @@ def resolve(address: str, patience: Patience) -> list[Filed]:
         repository.populate_registry(registry)
         names = [name] if name else sorted(registry.registry)
         files = [Filed(one, repository.download_url(one), _md5(registry.registry.get(one))) for one in names]
-    except (requests.RequestException, ValueError, LookupError, TypeError, AttributeError) as error:
+    except requests.RequestException as error:
+        raise _failed(address, reason_of(error)) from error
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise _failed(address, describe(error)) from error  # the last ones: an answer of another shape than pooch knows
     if not files:
         raise _failed(address, "the record holds no file")

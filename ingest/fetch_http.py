@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from http.client import HTTPException
 from pathlib import Path
 from typing import IO, Any
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import urljoin
 
 from ingest.fetch_answer import (
     Arrived,
@@ -31,6 +31,8 @@ from ingest.fetch_answer import (
     measure,
     no_progress,
     no_words,
+    reason_of,
+    scheme_of,
     shown,
     validator_of,
 )
@@ -140,7 +142,7 @@ class Download:
         """The file, if it came whole before."""
         if not self.target.is_file():
             return None
-        size, sha256, md5 = measure(self.target, md5=True)
+        size, sha256, md5 = measure(self.target, self.wanted.md5 is not None)
         if problem := self._problem(size, sha256, md5):
             raise DataError(
                 "bad_checksum",
@@ -181,7 +183,7 @@ class Download:
 
     def _load(self, url: str) -> Arrived:
         """The file from one address, however many attempts it takes."""
-        if urlsplit(url).scheme not in ("http", "https"):
+        if scheme_of(url) not in ("http", "https"):
             raise _Elsewhere("only http and https addresses are loaded")
         failed, best = 0, self._so_far()
         while True:
@@ -208,9 +210,9 @@ class Download:
 
     def _check(self, url: str) -> Arrived:
         """A part that is whole, against all that is known of the file."""
-        size, sha256, md5 = measure(self.part, md5=True)
+        size, sha256, md5 = measure(self.part, self.wanted.md5 is not None)
         want = self.wanted
-        problem = self._problem(size, sha256, md5)
+        problem = self._problem(size, sha256, md5) or (None if size or want.size == 0 else "it sends an empty file")
         trusted = None if want.sha256 or want.md5 else want.trusted
         other = trusted is not None and sha256 != trusted and sha256 not in want.accepted
         if (problem or other) and self._resumed:  # pieces of two files, perhaps
@@ -285,7 +287,7 @@ class Download:
                 if not answer.is_redirect:
                     yield answer
                     return
-                url = self._redirected(url, answer.headers["location"])
+                url = self._redirected(url, answer.headers["location"])  # as bytes of latin-1, where it is not ASCII
         raise _Elsewhere(f"it leads on and on (more than {MAX_REDIRECTS} redirects)")
 
     def _ask(self, url: str, headers: dict[str, str]) -> Any:
@@ -295,20 +297,23 @@ class Download:
         try:
             return self._session.get(url, headers=headers, stream=True, allow_redirects=False, timeout=patience)
         except exceptions.SSLError as error:
-            raise _Elsewhere(f"its certificate is not accepted ({describe(error)})") from error
-        except (exceptions.InvalidURL, exceptions.InvalidSchema, exceptions.InvalidProxyURL, UnicodeError) as error:
+            raise _Elsewhere(f"its certificate is not accepted ({reason_of(error)})") from error
+        except ValueError as error:  # of requests, urllib3 and Python: a host, port or path that can't be
             raise _Elsewhere(f"it is no proper address ({describe(error)})") from error
         except exceptions.Timeout as error:
             raise _Again("no answer in time") from error
         except exceptions.RequestException as error:
-            raise _Again(f"no connection ({describe(error)})") from error
+            raise _Again(f"no connection ({reason_of(error)})") from error
 
     def _redirected(self, url: str, location: str) -> str:
-        to = urljoin(url, location)
-        scheme = urlsplit(to).scheme
+        try:
+            to = urljoin(url, location)
+        except ValueError as error:
+            raise _Elsewhere(f"it leads to no proper address ({describe(error)})") from error
+        scheme = scheme_of(to)
         if scheme not in ("http", "https"):
             raise _Elsewhere(f"it leads to {shown(to)}: only http and https addresses are loaded")
-        if urlsplit(url).scheme == "https" and scheme == "http" and not self.wanted.sha256:
+        if scheme_of(url) == "https" and scheme == "http" and not self.wanted.sha256:
             raise _Elsewhere(f"it leads from https to {shown(to)}, where anybody could change the file on its way")
         return to
 
@@ -326,7 +331,7 @@ class Download:
             write_json(self.note, {"url": url, "total": total, "validator": validator_of(answer), "packed": packed})
         limit = total or self.wanted.size or room
         with self.part.open("ab" if offset else "wb") as file:
-            done = self._write(file, answer, offset, limit, packed)
+            done = self._write(file, answer, offset, limit, packed, total or self.wanted.size)
         if done != (total if total is not None else done):
             raise _Again(f"cut after {done} of {total} bytes")
 
@@ -355,7 +360,7 @@ class Download:
             )
         return offset + free
 
-    def _write(self, file: IO[bytes], answer: Any, offset: int, limit: int, packed: bool) -> int:
+    def _write(self, file: IO[bytes], answer: Any, offset: int, limit: int, packed: bool, total: int | None) -> int:
         """What the answer brings, to the part; the part's size then."""
         unpacker = zlib.decompressobj(47) if packed else None
         done, looked = offset, offset > 0
@@ -366,7 +371,7 @@ class Download:
                 self._drop()
                 raise _Elsewhere(f"it sends more than {limit} bytes")
             self._put(file, data)
-            self.progress(self.wanted.name, done, max(limit, done))
+            self.progress(self.wanted.name, done, max(total or 0, done))
             if not looked and done >= HEAD:
                 file.flush()
                 looked = self._refuse_web_page()

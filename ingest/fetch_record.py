@@ -8,6 +8,8 @@ sources/<id>/<name>        an archive that a person put there
 No dates and no machine in the record: the same bytes give the same record.
 """
 
+import os
+import shlex
 from pathlib import Path
 from typing import Literal
 
@@ -17,6 +19,7 @@ from ingest.card_parts import Model
 from usdata.errors import DataError
 from usdata.files import write_json
 
+DEFAULT = Path("sources")
 RECORD, FILES, ARCHIVES = "fetch.json", "files", "archives"
 MARK: Literal["usdata fetch 1"] = "usdata fetch 1"
 
@@ -90,12 +93,25 @@ def fetched_files(folder: Path) -> Path | None:
             f"Not all files of {record.dataset} are there yet.",
             dataset=record.dataset,
             step="fetch",
-            hint=f"usdata fetch {record.dataset} --to {folder.parent}      goes on, or says what to do",
+            hint=f"{fetch_command(record.dataset, folder)}      goes on, or says what to do",
         )
     return folder / FILES
 
 
+def fetch_command(dataset: str, folder: Path) -> str:
+    """The command that goes on with a data set's own folder."""
+    return f"usdata fetch {dataset}" + ("" if folder.parent == DEFAULT else f" --to {shlex.quote(str(folder.parent))}")
+
+
 def count_files(folder: Path) -> tuple[int, int]:
     """How many files are below `folder`, and their bytes."""
-    sizes = [path.lstat().st_size for path in folder.rglob("*") if not path.is_dir()]
-    return len(sizes), sum(sizes)
+    files = size = 0
+    pending = [os.fspath(folder)]
+    while pending:
+        with os.scandir(pending.pop()) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(entry.path)
+                else:
+                    files, size = files + 1, size + entry.stat(follow_symlinks=False).st_size
+    return files, size

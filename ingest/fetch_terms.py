@@ -8,6 +8,7 @@ written down: in the lake's `runs.jsonl`, or in the folder's fetch.json.
 import hashlib
 import json
 import os
+import textwrap
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -68,10 +69,11 @@ def accept_terms(
         return Accepted(card.name, digest, VARIABLE)
     if before == digest:
         return Accepted(card.name, digest, "earlier")
+    lines = card.terms.strip().splitlines()
     raise CardError(
         f"{card.name!r} has terms of use; nothing is done before you accept them:\n\n"
-        + "\n".join(f"    {line}" for line in card.terms.strip().splitlines())
-        + "\n",
+        + "\n".join(textwrap.fill(line, 110, initial_indent="    ", subsequent_indent="    ") for line in lines)
+        + "\n\n ",
         dataset=card.name,
         step="terms",
         hint=f"If you do:  {command}      or set {VARIABLE}={card.name}",

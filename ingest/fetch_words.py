@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from ingest.card import Card
 from ingest.card_parts import Source
-from ingest.fetch_record import ARCHIVES, FILES
+from ingest.fetch_record import ARCHIVES, FILES, fetch_command
 
 _KAGGLE = re.compile(r"https?://(?:www\.)?kaggle\.com/(?:datasets/([\w-]+/[\w-]+)|(?:c|competitions)/([\w-]+))")
 _GIT_HOSTS = ("github.com", "gitlab.com", "huggingface.co", "bitbucket.org", "codeberg.org")
@@ -37,13 +37,8 @@ def instructions(card: Card, parts: Sequence[str], folder: Path, found: Sequence
         named = ", ".join(source.archive for source in card.sources if source.archive)
         lines.append(f"{folder} holds {', '.join(found)}, but not {named}: if it is that file, give it that name.")
     lines.append("When the files are there:")
-    lines.append(f"  {next_command(card, folder)}")
+    lines.append(f"  {fetch_command(card.name, folder)}")
     return "\n".join(lines)
-
-
-def next_command(card: Card, folder: Path) -> str:
-    """The command that takes in what a person put into `folder`."""
-    return f"usdata fetch {card.name}" + ("" if folder.parent == Path("sources") else f" --to {quoted(folder.parent)}")
 
 
 def ingest_command(card: Card, file: Path | None, source: Path | None, lake: str = "lake") -> str:
@@ -76,8 +71,8 @@ def _way(source: Source, folder: Path, before: str) -> list[str]:
     what = source.archive or "the files"
     place = folder / FILES / source.into if source.into != "." else folder / FILES
     first = {
-        "direct": f"Download {what}{page}.",
-        "git": f"Clone it{page}.",
+        "direct": f"Download {what}{page.replace(' at ', ' from ', 1)}.",
+        "git": f"Clone it{page.replace(' at ', ' from ', 1)}.",
         "kaggle": f"Sign in{page}, accept the rules if it asks, and download {what}.",
         "drive": f"Open it in a browser{page}, and download {what}.",
         "registration": f"Register{page}, accept what its owner asks, and download {what}.",
@@ -106,11 +101,18 @@ def _way(source: Source, folder: Path, before: str) -> list[str]:
     return lines
 
 
+def clone_of(source: Source, place: Path) -> Path | None:
+    """The folder that the command for a source in git clones into; None for other sources."""
+    parts = urlsplit(source.page or "")
+    if source.how != "git" or parts.hostname not in _GIT_HOSTS or not parts.path.strip("/"):
+        return None
+    return place / parts.path.rstrip("/").rpartition("/")[2]
+
+
 def _command(source: Source, folder: Path, place: Path) -> str | None:
     """A command that does it, for who has the tool."""
     page = source.page or ""
-    if source.how == "git" and urlsplit(page).hostname in _GIT_HOSTS:
-        clone = place / Path(urlsplit(page).path).name
+    if clone := clone_of(source, place):
         return f"git clone --depth 1 {shlex.quote(page)} {quoted(clone)} && rm -rf {quoted(clone / '.git')}"
     if source.how == "kaggle" and (found := _KAGGLE.match(page)):
         name = f"datasets download {found[1]}" if found[1] else f"competitions download -c {found[2]}"

@@ -83,7 +83,8 @@ class Filler:
         found: list[Found] = []
         for column, value in self.from_path:
             known = all(name in words for name in value.names())  # a group of another pattern is not known here
-            found.append((column, value, fill_template(value.source, words) if known else ""))
+            if known or column != "label":  # a pattern without the label's group is of pictures that have none
+                found.append((column, value, fill_template(value.source, words) if known else ""))
         found += from_tables
         row = dict(self.constants)
         named: dict[str, dict[str, Any]] = {"labels": {}, "targets": {}}

@@ -18,7 +18,7 @@ from PIL import Image
 
 from ingest.card import Card
 from ingest.card_parts import Masks
-from ingest.layout import Item
+from ingest.layout import Item, natural
 from ingest.readers import mask, volume
 from ingest.special import reader
 from usdata.errors import DataError
@@ -170,7 +170,7 @@ def mask_files(card: Card, item: Item, n_frames: int) -> tuple[dict[int, list[st
     flags = re.IGNORECASE if card.layout.ignore_case else 0
     patterns = [re.compile(pattern, flags) for pattern in card.layout.mask]
     ranks: dict[str, int] = defaultdict(int)
-    for path in sorted(item.masks, key=_natural):
+    for path in sorted(item.masks, key=natural):
         if card.masks.frame_from == "order":
             folder = path.rpartition("/")[0]
             number: int | None = ranks[folder]
@@ -225,7 +225,3 @@ def _mask_shape(card: Card, root: Path, item: Item) -> tuple[int, int]:
     path, same_file = (item.masks[0], False) if item.masks else (item.place, True)
     info = volume.probe_mask(root / path, card.arrays, same_file)
     return info.height, info.width
-
-
-def _natural(path: str) -> tuple[list[int], str]:
-    return [int(number) for number in re.findall(r"[0-9]{1,18}", path.rpartition("/")[2])], path

@@ -1,7 +1,8 @@
 """A card and a folder -> items: which files are images, with which masks, labels, patients and splits.
 
-Read `list_items` first. Nothing is opened but the tables: pixels come later, one item at a time, in any process. (A
-file whose name an error would show is looked into first: the name of a DICOM file may be a patient's.)
+Read `list_items` first. Nothing is opened but tables, annotations and containers: pixels come later, one item at a
+time, in any process. (A file whose name an error would show is looked into first: the name of a DICOM file may be a
+patient's.)
 Every file below the root ends in exactly one place: an item, a mask of an item, a table, the ignored, or a problem.
 """
 
@@ -124,6 +125,8 @@ def list_items(card: Card, root: Path, identity: "Identity | None" = None) -> Li
             step="list",
             hint=f"It needs: {card.needs} Put it in a copy of the card and use  usdata ingest --card FILE --from DIR",
         )
+    if identity is not None and (card.layout.volume or card.layout.container):
+        raise CardError("Volumes and containers of private data are not read.", dataset=card.name, step="list")
     found = _sort_into_roles(card, root)
     tables = Tables.read(card, root, found.table)
     masks = _pair(card, found)
@@ -379,13 +382,13 @@ def _positions(paths: Iterable[str]) -> dict[str, str]:
     """The rank of each picture among those of its folder, from 0; numbers in names count as numbers (ours)."""
     ranks: dict[str, str] = {}
     seen: dict[str, int] = defaultdict(int)
-    for path in sorted(paths, key=_natural):
+    for path in sorted(paths, key=natural):
         folder = path.rpartition("/")[0]
         ranks[path] = str(seen[folder])
         seen[folder] += 1
     return ranks
 
 
-def _natural(path: str) -> list[str | int]:
+def natural(path: str) -> list[str | int]:
     """Texts and numbers in turn: "a10" comes after "a9"."""
     return [int(part) if number % 2 else part for number, part in enumerate(re.split("([0-9]+)", path))]

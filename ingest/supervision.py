@@ -60,8 +60,8 @@ def supervise(
         problems.append(error)
     if problems and card.masks and card.masks.if_bad == "refuse":
         raise problems[0]
-    if card.masks and card.masks.label:
-        columns["label"] = _label(classes, card.masks, problems)
+    if card.masks and card.masks.label and (classes is not None or problems):
+        columns["label"] = _label(classes, card.masks, problems)  # without any mask nobody has labelled it
     return Supervision(classes, columns, tuple(problems))
 
 
@@ -88,10 +88,9 @@ def _classes(
 
 
 def _label(classes: NDArray[np.uint8] | None, spec: Masks, problems: list[DataError]) -> str:
-    """The label of the first class in `masks.label` that has a pixel."""
+    """The label of the first class in `masks.label` that has a pixel; `problems`: why there are no classes, if so."""
     if classes is None:
-        why = problems[0].message if problems else "There is none."
-        raise DataError("label_missing", f"The label comes from the mask. {why}", step="mask")
+        raise DataError("label_missing", f"The label comes from the mask. {problems[0].message}", step="mask")
     present = np.bincount(classes.ravel(), minlength=len(spec.classes))
     for name, label in (spec.label or {}).items():
         if present[spec.classes.index(name)]:

@@ -1,4 +1,4 @@
-"""The deployments: one of flow `ingest` per card and `ingest/private`, `curate/lake`, `pretrain/d2mae`, `downstream/probe`.
+"""The deployments: `ingest` per card and private, `curate/lake`, `pretrain/d2mae`, `downstream/probe`.
 
 prefect.yaml is made from them:
 

@@ -267,21 +267,40 @@ def dedup(lake: Path, threshold: float, recut: bool, workers: int) -> dict[str, 
     return {"rows": found.rows(), "words": found.words(), "totals": found.pairs.totals()}
 
 
+@task(persist_result=False, cache_policy=NO_CACHE)
+@plainly
+def split(lake: Path, leaks: Literal["refuse", "drop", "keep"]) -> dict[str, Any]:
+    """Place what has no split yet; see `usdata.split.make_split`."""
+    from usdata.split import make_split
+    from usdata.split_tell import counts_of, refuse
+
+    made = make_split(Lake(lake), on_leaks=leaks)
+    if made.refused:
+        raise refuse(made)
+    return counts_of(made)
+
+
 @flow(name="curate", persist_result=False)
 @plainly
 def curate(
-    lake: Path = Path("lake"), threshold: float = 0.995, recut: bool = True, workers: int | None = None
+    lake: Path = Path("lake"),
+    threshold: float = 0.995,
+    recut: bool = True,
+    workers: int | None = None,
+    leaks: Literal["refuse", "drop", "keep"] = "refuse",
 ) -> dict[str, Any]:
-    """Note which samples belong together: near-duplicates, as `usdata dedup`.
+    """Note which samples belong together, as `usdata dedup`, and split them so that they stay so, as `usdata split`.
+
+    The split is extended with its own seed and ratios; make it with others by the verb.
 
     Args:
         lake: the lake's folder.
         threshold: correlation of thumbnails that near-copies exceed.
         recut: also look for copies that were cut anew.
         workers: threads; all cores if not given. The result is the same for any number.
+        leaks: what to do with groups in two splits by words that are fixed: refuse, drop or keep.
     """
     found: dict[str, Any] = _do(dedup, lake, threshold, recut, workers or len(os.sched_getaffinity(0)))
-    # The splits come here: they keep the groups that were just written together.
     for line in found["words"]:
         get_run_logger().info(line)
     kinds = ("exact", "near", "recut")
@@ -289,8 +308,12 @@ def curate(
     create_markdown_artifact(
         key="curate-duplicates", markdown="\n\n".join(["# Duplicates", *found["words"], _table(("", "pairs"), pairs)])
     )
+    placed: dict[str, Any] = _do(split, lake, leaks)  # keeps the groups together that were just written
+    counts = [(name, number) for name, number in placed.items() if isinstance(number, int)]
+    get_run_logger().info("split: %s", ", ".join(f"{name} {number}" for name, number in counts))
+    create_markdown_artifact(key="curate-split", markdown=f"# Split\n\n{_table(('', 'number'), counts)}\n")
     totals: dict[str, Any] = found["totals"]
-    return totals
+    return totals | {"split": placed}
 
 
 # --- pretrain and downstream ------------------------------------------------------------------------------------------
@@ -365,17 +388,22 @@ def _training_progress(steps: int) -> Callable[[dict[str, Any]], None]:
 
 @task(persist_result=False, cache_policy=NO_CACHE)
 @plainly
-def probe(lake: Path, cohort: str, encoder: Path, label: str | None, seed: int) -> dict[str, Any]:
+def probe(lake: Path, cohort: str, encoder: Path, label: str | None, seed: int, by_split: bool) -> dict[str, Any]:
     """Score an encoder on a labelled cohort; see `training.downstream.classify.probe_cohort`."""
     from training.downstream.classify import probe_cohort
 
-    return probe_cohort(Lake(lake).cohort(cohort), encoder, label=label, seed=seed)
+    return probe_cohort(Lake(lake).cohort(cohort), encoder, label=label, seed=seed, by_split=by_split)
 
 
 @flow(name="downstream", persist_result=False)
 @plainly
 def downstream(
-    encoder: Path, cohort: str = "all", label: str | None = None, lake: Path = Path("lake"), seed: int = 0
+    encoder: Path,
+    cohort: str = "all",
+    label: str | None = None,
+    lake: Path = Path("lake"),
+    seed: int = 0,
+    by_split: bool = False,
 ) -> dict[str, Any]:
     """Linear probe and kNN of an encoder beside random weights and thumbnails, as `usdata downstream probe`.
 
@@ -385,10 +413,11 @@ def downstream(
         label: catalog column; organ if there are several, else label, if not given.
         lake: the lake's folder.
         seed: of folds, bootstrap and the random encoder.
+        by_split: train and test on the lake's own split instead of folds.
     """
     from training.downstream.classify import rows_of
 
-    result: dict[str, Any] = _do(probe, lake, cohort, encoder, label, seed)
+    result: dict[str, Any] = _do(probe, lake, cohort, encoder, label, seed, by_split)
     rows = list(rows_of(result))
     names = list(rows[0]) if rows else []
     lines = ["| " + " | ".join(names) + " |", "| " + " | ".join("---" for _ in names) + " |"]

@@ -1,13 +1,13 @@
 """The stages of dvc.yaml, from params.yaml: `python -m pipelines.stages STAGE`.
 
-`lake`, `ingest NAME`, `private NAME`, `dedup`, `pretrain`, `downstream`: each is the verb of the same name with its settings out
-of params.yaml, which says more than a shell line can: keys that are absent, lists. No Prefect here, so a stage starts
-quickly.
+`lake`, `ingest NAME`, `private NAME`, `dedup`, `pretrain`, `downstream`: each is the verb of the same name with its
+settings out of params.yaml, which says more than a shell line can: keys that are absent, lists. No Prefect here, so a
+stage starts quickly.
 """
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 import yaml
@@ -56,6 +56,18 @@ class DedupParams(_Model):
     recut: bool = True
 
 
+class SplitParams(_Model):
+    """The split, as the options of `usdata split`."""
+
+    ratios: str | None = None
+    folds: int | None = None
+    seed: str | None = None
+    official: Literal["keep", "ignore"] | None = None
+    balanced: bool | None = None
+    leaks: Literal["refuse", "drop", "keep"] = "refuse"
+    anew: bool = False
+
+
 class PretrainParams(_Model):
     """A pretraining run, as the options of `usdata pretrain`."""
 
@@ -72,6 +84,7 @@ class DownstreamParams(_Model):
     cohort: str = "all"
     label: str | None = None
     seed: int = 0
+    split: bool = False
 
 
 class Params(_Model):
@@ -82,6 +95,7 @@ class Params(_Model):
     datasets: dict[str, DatasetParams]
     private: dict[str, PrivateParams] = {}
     dedup: DedupParams = DedupParams()
+    split: SplitParams = SplitParams()
     pretrain: PretrainParams
     downstream: DownstreamParams = DownstreamParams()
 
@@ -107,7 +121,7 @@ def _explain(problem: Any) -> str:
     place = ".".join(map(str, problem["loc"]))
     if problem["type"] != "extra_forbidden":
         return f"{place}: {problem['msg']}"
-    models = (Params, DatasetParams, PrivateParams, DedupParams, PretrainParams, DownstreamParams)
+    models = (Params, DatasetParams, PrivateParams, DedupParams, SplitParams, PretrainParams, DownstreamParams)
     return f"{place}: unknown key.{nearest(str(problem['loc'][-1]), {k for m in models for k in m.model_fields})}"
 
 
@@ -198,6 +212,19 @@ def dedup() -> None:
 
 
 @app.command()
+def split() -> None:
+    """Place what has no split yet, as `usdata split`; what has one stays."""
+    from usdata.split import asked_for, make_split
+    from usdata.split_tell import tell_split
+
+    params = read_params()
+    chosen = params.split
+    changes = asked_for(chosen.ratios, chosen.folds, chosen.seed, chosen.official, chosen.balanced)
+    made = make_split(Lake(params.lake), changes, on_leaks=chosen.leaks, anew=chosen.anew)
+    tell_split(made, as_json=False)
+
+
+@app.command()
 def pretrain() -> None:
     """Train the encoder, as `usdata pretrain`; a run that was interrupted goes on, any other is replaced."""
     from training.cli import pretrain as verb
@@ -250,6 +277,7 @@ def downstream() -> None:
         label=chosen.label,
         out=full,
         seed=chosen.seed,
+        split=chosen.split,
         lake=str(params.lake),
         json=False,
     )

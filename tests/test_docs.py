@@ -79,8 +79,8 @@ def test_every_local_link_and_named_file_exists(page):
 
 def test_the_generated_pages_are_as_the_program_would_write_them(tmp_path):
     run(f"{sys.executable} {PROJECT / 'docs' / 'make_pages.py'} {tmp_path}", PROJECT)
-    made = sorted(path.name for path in tmp_path.iterdir())
-    pages = (PROJECT / "docs").glob("*.md")
-    assert made == sorted(page.name for page in pages if page.read_text().startswith("<!-- Generated"))
+    made = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.md"))
+    pages = [page for page in (PROJECT / "docs").rglob("*.md") if page.read_text().startswith("<!-- Generated")]
+    assert made == sorted(str(page.relative_to(PROJECT / "docs")) for page in pages)
     for name in made:
         assert (PROJECT / "docs" / name).read_text() == (tmp_path / name).read_text(), f"docs/{name}: run `make docs`"

@@ -48,7 +48,7 @@ app.add_typer(export_app, name="export")
 
 @app.command()
 def sql(
-    query: Annotated[str, typer.Argument(help="One SELECT over the views samples, quarantine and organs.")],
+    query: Annotated[str, typer.Argument(help="One SELECT over the views samples, quarantine, organs and schemes.")],
     lake: LakeOption = DEFAULT_LAKE,
     timeout: Annotated[float | None, typer.Option(help="Give up after so many seconds.", metavar="S")] = None,
     json: JsonOption = False,
@@ -100,7 +100,9 @@ def plan(
             "May repeat: side by side."
         ),
     ] = None,
-    by: Annotated[str, typer.Option(help="The catalog column that names the groups.")] = "organ",
+    by: Annotated[
+        str, typer.Option(help="The catalog column that names the groups, or usfm12, tusa, arl16.")
+    ] = "organ",
     draws: Annotated[int | None, typer.Option(help="Images per epoch; the cohort's size if not given.")] = None,
     seed: Annotated[int, typer.Option(help="The loader's, for the shares that are drawn.")] = 0,
     lake: LakeOption = DEFAULT_LAKE,

@@ -22,7 +22,7 @@ from usdata.files import explain_os_errors, file_stamp, file_xxh, read_json, wri
 from usdata.lake import Lake
 from usdata.parts import coded, sorted_lines
 from usdata.reader import ShardIndex, ShardReader
-from usdata.schema import plain_type
+from usdata.schema import plain_type, slot_of, taxonomy
 from usdata.seal import seal
 
 if TYPE_CHECKING:
@@ -246,7 +246,16 @@ class Cohort:
         )
 
     def groups(self, by: str) -> tuple[NDArray[np.int32], list[str]]:
-        """Each sample's group as an integer code, and the names of the codes, sorted; null is the group `unknown`."""
+        """Each sample's group as an integer code, and the names of the codes, sorted; null is the group `unknown`.
+
+        Args:
+            by: a catalog column, or a published scheme of organs (usfm12, tusa, arl16), in which an organ that has no
+                class there is a group of its own.
+        """
+        if by in taxonomy()["schemes"] and by not in self._catalog.columns():
+            organs, found = self.groups("organ")
+            classes, slots = np.unique([slot_of(by, organ) for organ in found], return_inverse=True)
+            return slots[organs].astype(np.int32), [str(name) for name in classes]
         column = self._table([by])[by]
         if pa.types.is_nested(column.type):
             raise ConfigError(f"{by} can't name groups: it holds a list for each sample.")

@@ -21,7 +21,7 @@ IMAGES = 8  # of a group
 _SIDE = 160  # pixels of an image on the sheet
 _TEXT, _GAP, _MARGIN = 62, 10, 24  # pixels below an image, between images, around all
 _COLUMNS = ("sample_id", "dataset", "label", "patient", "clip", "frame", "official_split", "source_id")
-_LOCAL = "Stays on this machine: the makers of {} do not allow their images to be passed on, or do not say so."
+_LOCAL = "Stays on this machine: the terms of {} forbid passing images on, or say nothing of it."
 
 
 @dataclass(frozen=True)
@@ -129,11 +129,11 @@ def _page(title: str, shown: list[Shown], local: list[str]) -> str:
 
 
 def _picture(title: str, shown: list[Shown], local: list[str]) -> Any:
-    """A row for each group, as wide as the longest one needs, 3 images at least."""
+    """A row for each group, as wide as the longest one needs, 4 images at least."""
     from PIL import Image, ImageDraw, ImageFont
 
     large, small = ImageFont.load_default(18), ImageFont.load_default(12)
-    columns = max([3, *(len(group.facts) for group in shown)])
+    columns = max([4, *(len(group.facts) for group in shown)])
     head, row = (90 if local else 60), 26 + _SIDE + _TEXT + _GAP
     width = 2 * _MARGIN + columns * (_SIDE + _GAP) - _GAP
     sheet = Image.new("RGB", (width, head + row * len(shown) + _MARGIN), "white")

@@ -7,6 +7,7 @@ catalog/splits.parquet, catalog/duplicates.parquet
 manifests/<dataset>.json         what the shards were built from, their sizes and hashes
 quarantine/<dataset>.parquet
 cohorts/<name>.json
+runs.jsonl                       what was done when, and which terms were accepted; nothing else in a lake has a time
 catalog.duckdb                   views for the duckdb shell, started in the lake's folder
 .staging/<dataset>/              an ingest under way; no reader looks there
 """
@@ -185,7 +186,7 @@ class Lake:
     # --- asking it --------------------------------------------------------------------------------------------------
 
     def sql(self, query: str, timeout: float | None = None) -> pa.Table:
-        """Answer one SELECT over the views `samples`, `quarantine` and `organs`, in a sandbox.
+        """Answer one SELECT over the views `samples`, `quarantine`, `organs` and `schemes`, in a sandbox.
 
         Args:
             timeout: seconds after which the query is given up; None: never. Ctrl-C stops it at any time.

@@ -115,6 +115,11 @@ def vocabulary(kind: str) -> frozenset[str]:
     return frozenset(taxonomy()[_VOCABULARIES.get(kind, kind)])
 
 
+def slot_of(scheme: str, organ: str) -> str:
+    """The class of an organ in a published scheme (usfm12, tusa, arl16); the organ itself where the scheme has none."""
+    return str(taxonomy()["organs"].get(organ, {}).get(scheme) or organ)
+
+
 def check_word(kind: str, word: str) -> str:
     """`word` as the catalog spells it.
 

@@ -52,7 +52,12 @@ class Split:
     leaks: Leaks  # of the fixed words, before images were left out
     stale: str | None  # why not all near-duplicates are known; None: they are
     written: Path | None
-    refused: bool  # for its leaks
+    on_leaks: OnLeaks
+
+    @property
+    def refused(self) -> bool:
+        """Whether it was not written because of its leaks."""
+        return self.on_leaks == "refuse" and bool(self.leaks)
 
     @property
     def overruled(self) -> int:
@@ -137,13 +142,13 @@ def make_split(
         kept = assign(links, groups, settings, "keep")
         leaks = find_leaks(links, groups, kept.words, without_left_out(kept))
         assigned = assign(links, groups, settings, "drop") if on_leaks == "drop" else kept
-        refused = bool(leaks) and on_leaks == "refuse"
-        wanted = None if dry_run or refused else splits_path(lake)
-        split = Split(settings, links, groups, assigned, leaks, stale, wanted, refused)
-        if wanted:
-            write_part(wanted, split.table())
-            write_duckdb(lake)
-    return split
+        path = splits_path(lake)
+        split = Split(settings, links, groups, assigned, leaks, stale, None, on_leaks)
+        if dry_run or split.refused:
+            return split
+        write_part(path, split.table())
+        write_duckdb(lake)  # its view joins the table only if it is there
+    return replace(split, written=path)
 
 
 def asked_for(

@@ -12,6 +12,11 @@ from usdata.split import Checked, Split
 from usdata.split_leaks import Leaks
 from usdata.split_report import dataset_rows, distances, for_people, stratum_rows
 
+_LEAKS = {
+    "refuse": "leaks of words that are fixed",
+    "drop": "leaks of words that are fixed, mended: images are left out",
+    "keep": "leaks of words that are fixed, kept",
+}
 _FAR = 0.05  # share from which --balanced is worth a word
 _LINES = 60  # of a table for people; --json has all
 
@@ -35,10 +40,10 @@ def tell_split(split: Split, as_json: bool) -> None:
     else:
         _table(map(for_people, dataset_rows(*parts)), "data sets: images in groups, by split")
         _table(map(for_people, strata), "organs and labels: share of the images got (expected)")
-        _table((leak.row() for leak in split.leaks), "leaks")
+        _table((leak.row() for leak in split.leaks), _LEAKS[split.on_leaks])
         _notes(split, strata)
     if split.refused:
-        _refuse(split)
+        raise refuse(split)
 
 
 def _notes(split: Split, strata: list[dict[str, Any]]) -> None:
@@ -67,9 +72,17 @@ def _say_stale(reason: str | None) -> None:
         say(reason, "  So only equal pixels and the copies noted so far tie images. First:  usdata dedup")
 
 
-def _refuse(split: Split) -> None:
+def counts_of(split: Split) -> dict[str, int]:
+    """The split in numbers: groups, images of each part, leaks."""
+    codes = np.bincount(split.assigned.codes, minlength=len(split.assigned.words))
+    parts = {word: int(n) for word, n in zip(split.assigned.words, codes, strict=True)}
+    return {"images": len(split.links), "groups": len(split.groups), **parts, "leaks": len(split.leaks)}
+
+
+def refuse(split: Split) -> UsdataError:
+    """The error of a split whose leaks are not to be: how many there are, and what can be done."""
     parted = int(split.assigned.parted.sum())
-    raise UsdataError(
+    return UsdataError(
         f"{parted:,} groups stand in two splits by words that are fixed: {_counted(split.leaks)}. Nothing was written.",
         step="split",
         hint="Leave their images out of all splits but the most precious, test before val:  --leaks drop\n"

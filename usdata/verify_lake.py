@@ -38,6 +38,7 @@ _KNOWN = [  # every path that a lake of this version holds, below its root
     r"manifests/[^/.][^/]*\.json",
     r"quarantine/[^/.][^/]*\.parquet",
     r"cohorts/[^/.][^/]*\.json",
+    r"runs\.jsonl",
     r"\.staging/(\.commit|\.create|[^/]+)\.lock",
 ]
 _KNOWN_PATH = re.compile("|".join(_KNOWN))

@@ -35,7 +35,7 @@ def all_views(root: Path, files: Collection[Path], samples: str, relative: bool 
     """
     quarantine = sorted(path for path in files if path.parent == root / "quarantine")
     listed = _source(_shown(root, quarantine, relative), QUARANTINE)
-    return {"samples": samples, "quarantine": f"select * from {listed}", "organs": _organs()}
+    return {"samples": samples, "quarantine": f"select * from {listed}", "organs": _organs(), "schemes": _schemes()}
 
 
 def literal(text: str) -> str:
@@ -116,3 +116,10 @@ def _organs() -> str:
     rows = [[organ, *(row[column] for column in columns)] for organ, row in organs.items()]
     cells = [", ".join("null" if word is None else literal(word) for word in row) for row in rows]
     return f"select * from (values ({'), ('.join(cells)})) organs(organ, {', '.join(columns)})"
+
+
+def _schemes() -> str:
+    """SELECT of the published schemes' classes: scheme, class, position."""
+    schemes: dict[str, list[str]] = taxonomy()["schemes"]
+    rows = [f"{literal(s)}, {literal(word)}, {i}" for s, words in schemes.items() for i, word in enumerate(words)]
+    return f"select * from (values ({'), ('.join(rows)})) schemes(scheme, class, position)"

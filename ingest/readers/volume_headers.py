@@ -142,7 +142,7 @@ def meta_image(path: Path) -> Stored:
     colours = _word_number(fields.get("elementnumberofchannels", "1"), "ElementNumberOfChannels")
     packed = _true(fields.get("compresseddata", "False"))
     given = _numbers(fields.get("elementspacing", fields.get("elementsize", "")), float, "ElementSpacing")
-    spacing = [millimetres(step) for step in given[: len(sizes)]] or [None] * len(sizes)
+    spacing = [millimetres(step) for step in given] if len(given) == len(sizes) else [None] * len(sizes)
     dtype = np.dtype(_META[kind]).newbyteorder(">" if big else "<")
     header = _word_number(fields.get("headersize", "0"), "HeaderSize")
     if header == -1 and not packed:  # the numbers end with the file

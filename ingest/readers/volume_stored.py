@@ -183,7 +183,7 @@ class Unpacked:
     def _start(self) -> Any:
         return bz2.BZ2Decompressor() if self.packing == "bzip2" else zlib.decompressobj(wbits=47)  # gzip and zlib
 
-    def read(self, size: int) -> bytes:
+    def read(self, size: int) -> bytearray:
         """Exactly `size` bytes.
 
         Raises:
@@ -195,7 +195,7 @@ class Unpacked:
             if not piece:
                 raise _truncated(len(out), size)
             out += piece
-        return bytes(out)
+        return out
 
     def up_to(self, size: int) -> bytes:
         """At most `size` bytes: fewer where the stream ends."""

@@ -7,6 +7,7 @@ packed stream, so it is held in memory whole, 152 MB; the last one is kept while
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from ingest.special import Entry, Read
 from usdata.errors import DataError
 
 _FIELDS = ("id", "class", "fat", "images")
+_LOADING = Lock()
 
 
 def entries(path: Path) -> Iterator[Entry]:
@@ -44,7 +46,8 @@ def _patients(path: Path) -> dict[str, dict[str, Any]]:
         state = path.stat()
     except OSError as error:
         raise DataError("missing", "The file is not there any more.", step="read") from error
-    return _loaded(path, state.st_size, state.st_mtime_ns)
+    with _LOADING:  # threads that ask at once get one copy
+        return _loaded(path, state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=1)

@@ -477,6 +477,7 @@ FAKES = {
             ignored=1,
             masks=3,
             classes={"brachial_plexus": 2},  # the third is empty
+            labels={"nerve": 2, "no_nerve": 1},
             patients=2,
             splits={"train": 3, "test": 1},
         ),

@@ -181,13 +181,12 @@ FAKES = {
         "breast_s1",
         breast_s1,
         Expect(
-            samples=3,
-            quarantined={"label_missing": 1},
+            samples=4,
             ignored=1,
             masks=3,
             classes={"benign": 2, "malignant": 2},
             labels={"benign": 1, "malignant": 2},
-            splits={"train": 2, "test": 1},
+            splits={"train": 2, "test": 2},
         ),
     ),
     "tg3k": Fake(

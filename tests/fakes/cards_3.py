@@ -282,7 +282,7 @@ FAKES = {
     "lepset": Fake(
         "lepset",
         lepset,
-        Expect(samples=3, named={"diagnosis": {"pancreatic_cancer": 1, "non_pancreatic_cancer": 1}}),
+        Expect(samples=3, labels={"pancreatic_cancer": 1, "non_pancreatic_cancer": 1}),
     ),
     "radimagenet_us": Fake(
         "radimagenet_us",

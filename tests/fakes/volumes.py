@@ -1,4 +1,4 @@
-"""Small arrays in every format that volumes come in, written by the formats' own libraries, and cards that read them."""
+"""Small arrays in every format of volumes, written by the formats' own libraries, and cards that read them."""
 
 from pathlib import Path
 from typing import Any

@@ -156,10 +156,11 @@ def test_when_no_address_has_it_the_message_says_what_each_did_and_how_to_go_on(
         get(card({"url": web.url("/data.zip"), "page": "https://example.org/data"}), tmp_path / "x")
     assert "/data.zip: there is no such file (404)" in error.value.message and error.value.dataset == "mine"
     assert f"usdata fetch mine --to {tmp_path / 'x'}" in error.value.hint
-    assert "from https://example.org/data as " in error.value.hint
-    by_hand = Path(error.value.hint.rpartition(" as ")[2])
-    by_hand.write_bytes(zipped(FILES))  # as the message says
-    assert get(card({"url": web.url("/data.zip"), "page": "https://example.org/data"}), tmp_path / "x").complete
+    assert "by hand: load data.zip from https://example.org/data, put it into " in error.value.hint
+    (tmp_path / "x/mine/data.zip").write_bytes(zipped(FILES))  # as the message says
+    report = get(card({"url": web.url("/data.zip"), "page": "https://example.org/data"}), tmp_path / "x")
+    assert report.complete and report.taken == ["data.zip"] and (tmp_path / "x/mine/data.zip").exists()
+    assert get(card({"url": web.url("/data.zip")}), tmp_path / "x").complete and len(web.log) == 1
 
 
 def test_other_bytes_than_the_first_time_are_refused_until_accepted(web, tmp_path):
@@ -244,8 +245,11 @@ def test_a_doi_is_resolved_to_its_files_by_pooch(web, tmp_path, monkeypatch):
     assert get(one, tmp_path / "a").files == 3 and asked == ["10.5281/zenodo.1"]
     assert get(card({"url": "doi:10.5281/zenodo.1"}), tmp_path / "b").loaded == ["data.zip", "labels.csv"]
     assert get(one, tmp_path / "a").complete and len(asked) == 2  # complete: nobody is asked
-    with pytest.raises(DataError, match="not found in data archive"):
+    with pytest.raises(DataError, match="not found in data archive") as error:
         get(card({"url": "doi:10.5281/zenodo.1/none.zip"}), tmp_path / "c")
+    assert error.value.dataset == "mine" and "put it into" in error.value.hint
+    with pytest.raises(DataError, match="holds 2 files"):
+        get(card({"url": "doi:10.5281/zenodo.1", "archive": "all.zip"}), tmp_path / "c")
     web.put("/1/data.zip", zipped({"evil.png": b"x"}))
     with pytest.raises(DataError, match="its md5 is"):
         get(one, tmp_path / "d")
@@ -429,6 +433,22 @@ def test_a_part_that_can_be_loaded_does_not_stand_in_for_one_that_can_not(web, t
     (tmp_path / "mine/images.zip").write_bytes(zipped({"1.png": b"1"}))
     report = get(chosen, tmp_path)
     assert report.complete and set(content_of(tmp_path / "mine/files")) == {"labels/1.csv", "images/1.png"}
+
+
+def test_a_clone_does_not_stand_in_for_the_images_either(tmp_path):
+    chosen = card(
+        {"page": "https://example.org/form", "how": "registration", "part": "images"},
+        {"page": "https://github.com/someone/kidney", "how": "git", "part": "labels"},
+    )
+    told = get(chosen, tmp_path).instructions
+    clone = tmp_path / "mine/files/kidney"
+    assert f"git clone --depth 1 https://github.com/someone/kidney {clone} && rm -rf {clone}/.git" in told
+    clone.mkdir(parents=True)
+    (clone / "labels.csv").write_text("x")
+    told = get(chosen, tmp_path).instructions
+    assert "Needed: images." in told and "labels" not in told
+    (tmp_path / "mine/files/1.png").write_bytes(b"1")
+    assert get(chosen, tmp_path).complete
 
 
 def test_a_wrong_archive_put_there_by_hand_is_refused(tmp_path):

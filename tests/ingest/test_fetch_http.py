@@ -2,12 +2,17 @@
 
 import gzip
 import hashlib
+import json
 import os
+import socket
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from fakes.http_files import HttpFiles
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from ingest import fetch_http
 from ingest.fetch_answer import Patience, Wanted, shown
@@ -16,7 +21,7 @@ from usdata.errors import DataError
 
 CONTENT = bytes(range(256)) * 40  # 10,240 bytes
 OTHER = CONTENT[::-1]
-QUICK = Patience(connect=2, read=1, tries=3, pause=0.01, longest=0.02, slow_bytes=1000, slow_seconds=0.3)
+QUICK = Patience(connect=5, read=5, tries=3, pause=0.01, longest=0.02, slow_bytes=1000, slow_seconds=0.3)
 
 
 def sha(content: bytes) -> str:
@@ -29,9 +34,9 @@ def web():
         yield server
 
 
-def load(web: HttpFiles, folder: Path, *paths: str, name="data.bin", say=None, anew=False, **known):
+def load(web: HttpFiles, folder: Path, *paths: str, name="data.bin", say=None, anew=False, patience=QUICK, **known):
     urls = tuple(path if "://" in path else web.url(path) for path in paths or ("/data.bin",))
-    download = Download(Wanted(name, urls, **known), folder, QUICK, say=say or (lambda line: None))
+    download = Download(Wanted(name, urls, **known), folder, patience, say=say or (lambda line: None))
     return download.run(anew)
 
 
@@ -281,8 +286,8 @@ def test_a_server_that_stops_talking_is_given_up_and_asked_again(web, tmp_path):
         said.append(line)
         served.gate.set()
 
-    assert load(web, tmp_path, say=again).path.read_bytes() == CONTENT
-    assert "nothing came for 1 s" in said[0]
+    assert load(web, tmp_path, say=again, patience=replace(QUICK, read=0.5)).path.read_bytes() == CONTENT
+    assert "nothing came for 0.5 s" in said[0]
     assert web.asked("/data.bin")[1]["range"] == "bytes=5120-"
 
 
@@ -312,3 +317,62 @@ def test_progress_ends_at_the_size(web, tmp_path):
 
 def test_keys_in_an_address_are_not_shown():
     assert shown("https://user:secret@a.org/x.zip?token=secret#y") == "https://a.org/x.zip"
+
+
+def test_an_empty_answer_is_no_file(web, tmp_path):
+    web.put("/data.bin", b"")
+    assert "it sends an empty file" in failure(web, tmp_path).message
+
+
+NONSENSE = ["http://[::1/x", "http://a:99999999/x", "http://" + "a" * 70 + "/", "//", "http://", "\xe4"]
+
+
+@pytest.mark.parametrize("location", NONSENSE)
+def test_a_redirect_to_nonsense_is_a_failure_like_others(web, tmp_path, location):
+    web.put("/data.bin", redirect=location)
+    assert failure(web, tmp_path).reason == "not_loaded"
+
+
+ANSWER = (
+    b'HTTP/1.1 206 Partial Content\r\nContent-Range: bytes 5-9/10\r\nContent-Length: 5\r\nETag: "one"\r\n'
+    b"Content-Type: application/zip\r\nTransfer-Encoding: identity\r\nContent-Encoding: identity\r\nRetry-After: 0\r\n"
+    b"Location: /elsewhere\r\nLast-Modified: Sat, 01 Jan 2022 00:00:00 GMT\r\nConnection: close\r\n\r\n56789"
+)
+WORDS = [b"200 OK", b"302 Found", b"416 X", b"chunked", b"gzip", b"-1", b"9" * 30, b"*", b"\r\n", b"\xff", b""]
+PLACES = [b"206 Partial Content", b"identity", b"5-9/10", b"10", b"5", b"/elsewhere", b'"one"', b"56789", b":", b"/1.1"]
+
+
+@settings(max_examples=120, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(PLACES), st.sampled_from(WORDS)), min_size=1, max_size=4), st.booleans())
+def test_whatever_a_server_says_it_is_a_file_or_a_failure(tmp_path_factory, edits, resumed):
+    answer = ANSWER
+    for place, word in edits:
+        answer = answer.replace(place, word, 1)
+    folder = tmp_path_factory.mktemp("odd")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        url = f"http://127.0.0.1:{server.getsockname()[1]}/data.bin"
+
+        def serve():
+            try:
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.recv(4096)
+                        connection.sendall(answer)
+            except OSError:
+                return
+
+        threading.Thread(target=serve, daemon=True).start()
+        if resumed:
+            (folder / "data.bin.part").write_bytes(b"01234")
+            note = {"url": url, "total": 10, "validator": '"one"', "packed": False}
+            (folder / "data.bin.part.json").write_text(json.dumps(note))
+        patience = Patience(connect=1, read=1, tries=2, pause=0, longest=0)
+        try:
+            arrived = Download(Wanted("data.bin", (url,), sha256=sha(b"0123456789")), folder, patience).run()
+        except DataError as error:
+            assert error.message.isprintable() and not (folder / "data.bin").exists()
+        else:
+            assert arrived.path.read_bytes() == b"0123456789"
+        server.shutdown(socket.SHUT_RDWR)
+    assert set(names(folder)) <= {"data.bin", "data.bin.part", "data.bin.part.json"}

@@ -1,6 +1,7 @@
 """Annotation files of every format give the shapes that stand in them, and damaged ones say what is wrong."""
 
 import json
+import random
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -429,3 +430,34 @@ def test_a_bad_svg_is_bad_for_its_picture_only(tmp_path, svg):
 def test_xml_that_is_damaged_or_refers_to_other_files_is_a_value_error(tmp_path, content):
     with pytest.raises(ValueError):
         read(tmp_path, "voc", content)
+
+
+# --- damage -----------------------------------------------------------------------------------------------------------
+
+WHOLE = {
+    "coco": json.dumps(
+        coco({"segmentation": [[1, 1, 5, 1, 5, 5]]}, {"segmentation": {"size": [6, 8], "counts": "52203"}})
+    ),
+    "labelme": json.dumps({"shapes": [{"label": "a", "points": SQUARE}], "imagePath": "x.jpg", "imageHeight": 9}),
+    "points": json.dumps(SQUARE),
+    "named": json.dumps({"x.png": {"dim": [8, 6], "bbs": [["n", [1, 2, 3, 4]]]}, "y": {"a": {"x": "1 2", "y": "3 4"}}}),
+    "via": via({"name": "ellipse", "cx": 4, "cy": 4, "rx": 2, "ry": 3}),
+    "tracings": CHORDS,
+    "rle": "img,pixels\n1,2 2 7 1\n",
+    "voc": VOC,
+    "svg": DDTI,
+}
+SPLINTERS = [b"null", b"-1", b"1e999", b"[]", b"{}", b'"', b"<", b"&", b",", b"\n", b"9" * 20, b"\xff", b"\x00"]
+
+
+@pytest.mark.parametrize("format", WHOLE)
+def test_a_damaged_file_is_a_value_error_or_is_read(tmp_path, format):
+    chance = random.Random(1)
+    for _ in range(80):
+        content = bytearray(WHOLE[format].encode())
+        for _ in range(chance.choice([1, 1, 3])):
+            at = chance.randrange(len(content))
+            content[at : at + chance.choice([0, 1, 9])] = chance.choice([*SPLINTERS, bytes([chance.randrange(256)])])
+        with suppress(ValueError):
+            for found in read(tmp_path, format, bytes(content), columns=ECHONET if format == "tracings" else {}):
+                assert found.shape.kind == "bad" or np.isfinite(found.shape.points).all()

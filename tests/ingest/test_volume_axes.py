@@ -22,7 +22,7 @@ def frames(path: Path, arrays: Arrays) -> np.ndarray:
 AXES = ["".join(order) for letters in ("yx", "fyx", "yxc", "fyxc", "fyx_") for order in permutations(letters)]
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=60)
 @given(
     axes=st.sampled_from(AXES),
     flip=st.sets(st.sampled_from(["f", "y", "x"])),

@@ -54,12 +54,12 @@ def test_a_file_cut_anywhere_is_refused(tmp_path, name, packed):
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_thousand_mutations_give_pixels_or_a_reason(tmp_path, name):
+def test_mutations_give_pixels_or_a_reason(tmp_path, name):
     content = write(tmp_path / name, CLIP).read_bytes()
     rng = np.random.default_rng(5)
     arrays = Arrays(axes=axes_of(name))
     outcomes = set()
-    for _ in range(150 if name == "a.h5" else 1000):
+    for _ in range(60):
         damaged = bytearray(content)
         for place in rng.integers(0, min(len(content), int(rng.choice([400, len(content)]))), rng.integers(1, 6)):
             damaged[place] = rng.integers(256)
@@ -114,7 +114,7 @@ def test_packed_numbers_beyond_what_the_header_says_are_refused_without_memory(t
     packer = zlib.compressobj(wbits=31)
     with (tmp_path / "bomb.nii.gz").open("wb") as file:
         file.write(packer.compress(bytes(nifti_header(5, 5, 5)) + bytes(125)))
-        for _ in range(300):
+        for _ in range(30):
             file.write(packer.compress(bytes(1 << 20)))
         file.write(packer.flush())
     tracemalloc.start()

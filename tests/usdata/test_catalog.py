@@ -10,7 +10,7 @@ import pytest
 from usdata.catalog import Catalog
 from usdata.errors import QueryError
 from usdata.lake import Lake
-from usdata.schema import SAMPLES
+from usdata.schema import SAMPLES, taxonomy
 
 
 def test_the_view_has_every_column_of_the_schema_and_those_of_curation(phantom_lake):
@@ -32,6 +32,23 @@ def test_the_stored_spacing_is_that_of_the_crop_over_256_pixels(phantom_lake):
 def test_the_taxonomy_joins_in_sql(phantom_lake):
     table = phantom_lake.sql("select distinct s.organ, o.usfm12 from samples s join organs o using (organ)")
     assert {"organ": "gallbladder", "usfm12": "abdomen"} in table.to_pylist()
+
+
+def test_every_class_that_an_organ_has_in_a_scheme_stands_in_the_table_of_schemes_with_arls_index(phantom_lake):
+    for scheme, number in (("usfm12", 12), ("tusa", 12), ("arl16", 16)):
+        classes = phantom_lake.sql(f"select class from schemes where scheme = '{scheme}' order by position").to_pylist()
+        used = phantom_lake.sql(f"select distinct {scheme} as class from organs where {scheme} is not null").to_pylist()
+        assert len(classes) == number and {row["class"] for row in used} <= {row["class"] for row in classes}
+    [other] = phantom_lake.sql("select position from schemes where scheme = 'arl16' and class = 'other'").to_pylist()
+    assert other["position"] == 15  # also the index of a missing label
+
+
+def test_a_scheme_groups_the_organs_and_leaves_those_it_does_not_know_alone(phantom_lake):
+    codes, names = phantom_lake.cohort("all").groups("usfm12")
+    organs = phantom_lake.cohort("all").table(["organ"])["organ"].to_pylist()
+    slots = taxonomy()["organs"]
+    assert [names[code] for code in codes] == [slots[organ]["usfm12"] or organ for organ in organs]
+    assert "liver" not in names and "abdomen" in names
 
 
 HOSTILE_QUERIES = [

@@ -51,7 +51,7 @@ def words_of(rows, earlier=None, settings=DEFAULTS, on_leaks="keep"):
 
 
 @given(some_rows(14))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_groups_are_the_connected_ones_and_no_two_share_a_name(rows):
     found = links(rows)
     groups = group_images(found)
@@ -74,6 +74,14 @@ def test_a_group_is_named_by_a_patient_if_it_has_one():
     assert group_images(links(rows)).names.to_pylist() == ["patient:p", "clip:alone", "study:s", "image:x5"]
 
 
+def test_data_sets_of_the_same_patients_share_their_groups():
+    rows = [
+        {"id": "c", "dataset": "camus", "patient": "camus-7"},
+        {"id": "t", "dataset": "ted_camus", "patient": "camus-7"},
+    ]
+    assert group_images(links(rows)).of.tolist() == [0, 0]
+
+
 def test_images_of_one_grey_value_tie_no_patients():
     black = blank_pixels()[0]
     rows = [{"id": "a", "patient": "p", "pixel_xxh": black}, {"id": "b", "patient": "q", "pixel_xxh": black}]
@@ -92,7 +100,7 @@ def test_the_order_of_the_rows_changes_no_group_s_name():
 
 
 @given(some_rows(12), some_rows(12, "new"), st.booleans())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 def test_whatever_comes_later_no_image_of_an_earlier_split_moves(old, new, balanced):
     how = Settings(balanced=balanced, shares=(("a", 0.5), ("b", 0.5)))  # as many links between two parts as can be
     before, _ = words_of(old, settings=how)
@@ -107,7 +115,7 @@ def test_whatever_comes_later_no_image_of_an_earlier_split_moves(old, new, balan
 
 
 @given(some_rows(12), some_rows(12, "new"))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_without_an_earlier_split_a_patient_moves_only_if_another_patient_is_tied_to_it(old, new):
     before, _ = words_of(old)
     after, _ = words_of(old + new)
@@ -181,7 +189,7 @@ def test_folds_are_of_all_but_the_published_test_images():
 
 
 @given(some_rows(12), st.lists(st.sampled_from(["train", "test", None]), min_size=12, max_size=12))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=30, deadline=None)
 def test_every_key_in_two_splits_is_a_leak_and_nothing_else_is(rows, words):
     found = links(rows)
     given_words = dict(zip((r["id"] for r in rows), words, strict=False))
