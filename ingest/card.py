@@ -138,6 +138,8 @@ class Card(Model):
             for name in one.classes.values() if one.becomes == "mask" else ():
                 if name not in classes:
                     raise ValueError(f"annotations: {name!r} is not among masks.classes")
+        if self.masks and self.masks.frame_from == "group" and not all("(?P<frame>" in mask for mask in layout.mask):
+            raise ValueError("masks.frame_from: `group` needs a group named frame in every mask pattern")
         if bool(layout.volume) and self.arrays is None:
             raise ValueError("arrays: missing; say which axes the volumes have")
         if bool(layout.container) != (self.reader is not None):
@@ -151,6 +153,8 @@ class Card(Model):
             return
         if self.scan_area == "keep":
             raise ValueError("scan_area: of private files only what is shown to be scan area is kept")
+        if self.layout and (self.layout.volume or self.layout.container):
+            raise ValueError("layout: volumes and containers of private files can't be cleaned here")
         if self.masks or self.crop or self.crops or self.annotations:
             raise ValueError("masks, annotations, crop: not for private files; a reviewed template shows the scan area")
         if self.dicom == "published":

@@ -281,15 +281,15 @@ class Arrays(Model):
 
     `axes` names the stored axes in the order the file gives them: f frames or slices, y rows downwards, x columns to
     the right, c colours, k planes of classes (masks only), `_` an axis of length one. NIfTI gives its axes in index
-    order (i, j, k, t: the first varies fastest on disk); MetaImage and NRRD the slowest first, as SimpleITK's arrays;
-    NPY, HDF5 and MAT as NumPy shows them.
+    order (i, j, k, t: the first varies fastest on disk; last axes of length one may be missing or extra); MetaImage and
+    NRRD the slowest first, as SimpleITK's arrays; NPY, HDF5 and MAT as NumPy shows them.
     """
 
     axes: str = Field(pattern="^[fyxck_]{2,5}$")
     mask_axes: str | None = Field(default=None, pattern="^[fyxck_]{2,5}$")  # default: as `axes`
     flip: tuple[Literal["f", "y", "x"], ...] = ()  # axes that run backwards; image and mask alike
     dataset: str | None = None  # of HDF5, MAT, NPZ: name of the array
-    mask_dataset: str | None = None  # the mask lies in the same file under this name
+    mask_dataset: str | None = None  # the mask's name in its own files, or in the volume's if it has none
     # stored: numbers are grey levels, 0-255; unit: 0-1; range: the file's smallest to its largest; or two numbers
     window: Literal["stored", "unit", "range"] | tuple[float, float] = "stored"
 
@@ -303,7 +303,11 @@ class Arrays(Model):
 
 
 class Frames(Model):
-    """Which frames of a video or volume become images: every `stride`-th, thinned evenly to at most `max_per_clip`."""
+    """Which frames of a video or volume become images: every `stride`-th, thinned evenly to at most `max_per_clip`.
+
+    Of `annotated`: a frame is if it has marks, or a mask that is not empty (an empty one counts where `masks.label`
+    names the background). `only`: stride and max_per_clip thin those.
+    """
 
     stride: int = Field(default=1, ge=1)
     max_per_clip: int | None = Field(default=None, ge=1)

@@ -136,6 +136,7 @@ def list_items(card: Card, root: Path, identity: "Identity | None" = None) -> Li
     odd = [f"{path}: can't be read as a table or annotation: {unreadable.pop(path)}" for path in read & set(unreadable)]
     found.problems += [Problem(path, "list", "table_unreadable", f"{text}.") for path, text in unreadable.items()]
     items = list(_build(card, root, found, tables, shapes, masks, Filler(card, identity)))
+    tables.check_positions(card.name)
     done = found.ignored + len(read) + len(items) + sum(len(i.masks) for i in items) + len(found.problems)
     done += found.containers - found.entries  # each entry is an item or a problem
     if done != found.files:
@@ -340,11 +341,12 @@ def _build(
         own = sorted(masks.get(path, ())) if entry is None else []
         name = path if entry is None else f"{path}#{entry.key}"
         try:
+            words = {"position": position[path], **path_words(path, found.image[path])}
+            words |= {"entry": entry.key, **entry.words} if entry else {}
+            tables.see(words)
             if "" in own:
                 own = [mask for mask in own if mask]  # the doubtful ones are among the problems already
                 raise Refused("mask_of_several_images", "Its mask fits other images too.")
-            words = {"position": position[path], **path_words(path, found.image[path])}
-            words |= {"entry": entry.key, **entry.words} if entry else {}
             drawn = shapes.of(words)
             if needs_mask and not own and not any(shape.becomes == "mask" for shape in drawn):
                 raise Refused("image_without_mask", "The card requires a mask for every image.")

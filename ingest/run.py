@@ -178,7 +178,10 @@ def _refuse_without_layout(card: Card) -> None:
 
 def _refuse_borrowed_name(card: Card) -> None:
     """A user's card must not replace a registered data set by bearing its name."""
-    if card.name in registered() and card_digest(card) != card_digest(get_card(card.name)):
+    if card.name not in registered():
+        return
+    own = get_card(card.name)
+    if card_digest(card) != card_digest(own) or card.terms != own.terms:  # nor switch its terms off
         raise CardError(
             f"{card.name!r} is the name of a registered data set, but this is another card.",
             dataset=card.name,

@@ -54,7 +54,7 @@ def supervise(
     except DataError as error:
         problems.append(error)
     try:
-        if marks := marks_json([s for s in item.shapes_of(frame) if s.becomes == "marks"]):
+        if marks := marks_json([s for s in item.shapes_of(frame) if s.becomes == "marks"], pixels.shape[:2]):
             columns["marks"] = marks
     except DataError as error:
         problems.append(error)

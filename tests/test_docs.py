@@ -68,10 +68,17 @@ def test_the_make_targets_of_the_readme_exist():
     assert all(re.search(rf"^{target}:", makefile, re.M) for target in named)
 
 
-@pytest.mark.parametrize("page", ["README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"])
+PAGES = [
+    *("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"),
+    *(f"docs/{name}.md" for name in ("datasets", "dedup", "fetch", "formats", "private", "splits", "streaming")),
+]
+
+
+@pytest.mark.parametrize("page", PAGES)
 def test_every_local_link_and_named_file_exists(page):
     text = (PROJECT / page).read_text("utf-8")
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
+    here = (PROJECT / page).parent
+    links = [str(here / link) for link in re.findall(r"\]\(([^)#]+)\)", text) if "://" not in link]
     files = re.findall(r"`((?:usdata|ingest|training|pipelines|tests|docs)/[\w./-]+\.\w+)`", text)
     missing = [name for name in [*links, *files] if not (PROJECT / name).exists()]
     assert not missing

@@ -3,7 +3,7 @@
 All on a few images that are drawn once, so that the numbers and pictures of one run can be compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from training.probe import effective_rank, knn_leave_group_out, metrics
 from usdata.dedup import near_duplicate_groups
 from usdata.errors import ConfigError
 
+OWNERS = ("patient", "study", "clip")  # catalog columns whose equal keys no split may part
+
 
 @torch.no_grad()
 def embed(recipe: Any, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float32]:
@@ -36,26 +38,28 @@ def embed(recipe: Any, images: NDArray[np.uint8], batch_size: int = 64) -> NDArr
     return np.concatenate(parts)
 
 
-def image_groups(
-    dataset: Sequence[str | None], patient: Sequence[str | None], images: NDArray[np.uint8]
-) -> NDArray[np.int64]:
-    """Groups that no split may cut: the images of one patient, and near-duplicates, whoever they are said to be of.
+def image_groups(keys: Mapping[str, Sequence[str | None]], images: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Groups that no split may cut: images with a key in common, and near-duplicates, whoever they are said to be of.
 
     A near-duplicate ties two patients into one group: a memory of the one would pass for knowledge of the other.
 
     Args:
-        dataset, patient: of each image; a patient's name counts within its data set only.
+        keys: column (patient, study, clip, ...) -> each image's key; None: unknown. As in the catalog, equal keys are
+            one thing in all data sets: some data sets are of the same patients.
         images: (n, 256, 256) uint8.
 
     Returns:
         (n,) int64.
     """
-    n, similar = len(images), near_duplicate_groups(images)
-    names = [f"alone {i}" if p is None else f"{d} {p}" for i, (d, p) in enumerate(zip(dataset, patient, strict=True))]
-    people = np.unique(np.array(names), return_inverse=True)[1]
-    # A graph whose nodes are images, then patients, then sets of near-duplicates; its parts are the groups.
-    edges = (np.tile(np.arange(n), 2), np.concatenate([n + people, 2 * n + similar]))
-    graph = coo_array((np.ones(2 * n, bool), edges), shape=(3 * n, 3 * n))
+    n = len(images)
+    ties = [near_duplicate_groups(images)]
+    for column in keys.values():
+        names = [f"alone {i}" if key is None else f"key {key}" for i, key in enumerate(column)]
+        ties.append(np.unique(np.array(names), return_inverse=True)[1])
+    # A graph whose nodes are images, then sets of near-duplicates, then the keys of each column; its parts are groups.
+    edges = (np.tile(np.arange(n), len(ties)), np.concatenate([(k + 1) * n + tie for k, tie in enumerate(ties)]))
+    nodes = (len(ties) + 1) * n
+    graph = coo_array((np.ones(len(edges[0]), bool), edges), shape=(nodes, nodes))
     return np.unique(connected_components(graph, directed=False)[1][:n], return_inverse=True)[1].astype(np.int64)
 
 
@@ -105,8 +109,7 @@ class Watch:
         self.column, names = column, sorted({str(words[place]) for place in places})
         self.classes = len(names)
         self.labels = np.array([names.index(str(words[place])) for place in places], dtype=np.int64)
-        facts = cohort.table(["dataset", "patient"]).take(places)
-        self.groups = image_groups(facts["dataset"].to_pylist(), facts["patient"].to_pylist(), self.images)
+        self.groups = image_groups(cohort.table(OWNERS).take(places).to_pydict(), self.images)
 
     def due(self, step: int, first: bool, final: bool) -> bool:
         """Whether there is anything to do after this step; always so before the first step and after the last."""

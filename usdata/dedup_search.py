@@ -125,6 +125,8 @@ class _Search:
             second = np.arange(len(first)) + np.repeat(starts[low:high] - before, here)
             fits = np.flatnonzero(np.bitwise_count(hashes[first] ^ hashes[second]) <= self.radius)
             near.append(self._packed(rows[first[fits]], rows[second[fits]]))
+            if sum(map(len, near)) > _FULL:
+                near = [self.thinned(np.concatenate(near))]
         found = np.unique(np.concatenate(near)) if near else np.empty(0, np.uint64)
         return found, int((others - counts).sum())
 

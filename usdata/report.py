@@ -26,7 +26,7 @@ from usdata.lake import Lake
 from usdata.reader import ShardReader
 from usdata.report_figures import colour_of, outlines, png_uri
 from usdata.report_run import METRICS, STAGES, Run, caveats, charts, read_run
-from usdata.rights import FREE, UNSTATED, Purpose, check_purpose
+from usdata.rights import FREE, Purpose, check_purpose, is_stated
 from usdata.sampling import sampling_plan
 
 GAMMA = 0.5  # of the plan that is shown: USFM's weight 1/sqrt(N) per image
@@ -89,7 +89,10 @@ def write_report(
     chosen = lake.cohort(cohort)
     if purpose != "research":
         check_purpose(chosen, purpose)
-    page = render(lake, chosen, None if run is None else read_run(run), out.name)
+    read = None if run is None else read_run(run)
+    if read is not None and purpose != "research":
+        _check_run(lake, read, purpose)
+    page = render(lake, chosen, read, out.name)
     with explain_os_errors(out, step="report"), replacing(out) as file:
         file.write(page.encode("utf-8"))
     return out
@@ -123,6 +126,26 @@ def render(lake: Lake, cohort: Cohort, run: Run | None = None, file_name: str = 
     )
 
 
+def _check_run(lake: Lake, run: Run, purpose: Purpose) -> None:
+    """Refuse the pictures of a run whose images may not be used for `purpose`, or whose images nobody can tell.
+
+    Raises:
+        ConfigError: what is refused, and why.
+    """
+    own = _own(lake, run)
+    if own is None:
+        raise ConfigError(
+            f"The images of the run {run.name} are not those of this lake: nobody can tell what they may be used for.",
+            hint="Leave --run away, or report on the lake that the run was made with.",
+        )
+    check_purpose(own, purpose)
+
+
+def _own(lake: Lake, run: Run) -> Cohort | None:
+    """The images that a run was made with, if the lake has them still."""
+    return _find(lake, str(run.facts.get("cohort_sql", "all")), str(run.facts.get("cohort_hash", "")))
+
+
 def _table(cohort: Cohort) -> pa.Table:
     """The columns of interest and `row`, each sample's number in the cohort; dictionaries decoded."""
     table = cohort.table(_COLUMNS)
@@ -146,7 +169,7 @@ def _complete(datasets: list[dict[str, Any]], quarantine: list[dict[str, Any]]) 
 
 
 def _unstated(licences: Iterable[str | None]) -> bool:
-    return any((word or "unstated").lower() in UNSTATED for word in licences)
+    return not all(map(is_stated, licences))
 
 
 def _totals(table: pa.Table, datasets: list[dict[str, Any]]) -> dict[str, Any]:
@@ -227,12 +250,12 @@ def _class_name(names: list[str] | None, k: int) -> str:
 def _run_facts(lake: Lake, cohort: Cohort, run: Run) -> dict[str, Any]:
     """What the template tells of a run. Its own cohort is looked up in the lake, for the rights of its pictures."""
     sql, wanted = str(run.facts.get("cohort_sql", "all")), str(run.facts.get("cohort_hash", ""))
-    own = _find(lake, sql, wanted)
+    own = _own(lake, run)
     rights = [] if own is None else own.table(["synthetic", "dataset", "redistribution", "licence"]).to_pylist()
     private = {
         r["dataset"]
         for r in rights
-        if r["redistribution"] not in FREE or (r["licence"] or "unstated").lower() in UNSTATED
+        if r["redistribution"] not in FREE or not is_stated(r["licence"])
     }
     scored = [_find(lake, score["cohort_sql"] or "all", score["cohort_hash"]) for score in run.scores]
     seen = own is not None and any(pc.any(pc.is_in(s.ids, own.ids.combine_chunks())).as_py() for s in scored if s)

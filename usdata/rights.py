@@ -4,6 +4,7 @@ Read `PURPOSES` first. What a card does not state is not allowed, except own res
 published for; a set whose terms must be accepted says so before it gets into a lake.
 """
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,10 +17,10 @@ if TYPE_CHECKING:
 Purpose = Literal["research", "commercial", "redistribution"]
 
 FREE = ("yes", "attribution", "share_alike")  # words of `redistribution` under which others may be given the images
-UNSTATED = ("unstated", "unknown", "none")  # words for a licence that nobody knows
+UNSTATED = ("", "unstated", "unknown", "none", "n/a")  # words for a licence that nobody knows
 UNKNOWN_TERMS = {"licence": "unstated", "commercial_use": "unknown", "redistribution": "unknown"}  # what null means
 
-_KNOWN = f"lower(coalesce(licence, 'unstated')) not in {UNSTATED}"
+_KNOWN = f"lower(trim(coalesce(licence, ''))) not in {UNSTATED}"
 #: What each purpose asks of every row, as SQL over `samples`
 PURPOSES: Mapping[Purpose, str] = {
     "research": "true",
@@ -52,10 +53,9 @@ class Rights:
         """Whether the licence allows `purpose`."""
         if purpose == "research":
             return True
-        stated = self.licence.lower() not in UNSTATED
         if purpose == "commercial":
-            return stated and self.commercial_use == "yes"
-        return stated and self.redistribution in FREE
+            return is_stated(self.licence) and self.commercial_use == "yes"
+        return is_stated(self.licence) and self.redistribution in FREE
 
     def words(self) -> str:
         """One line for a person."""
@@ -63,11 +63,26 @@ class Rights:
         return f"{self.dataset}: {self.images:,} samples, {terms}"
 
 
+def is_stated(licence: str | None) -> bool:
+    """Whether a card's word names a licence."""
+    return (licence or "").strip().lower() not in UNSTATED
+
+
 def rights_of(cohort: "Cohort") -> list[Rights]:
-    """Licence and permissions of a cohort's images by data set, sorted."""
-    terms = ", ".join(f"coalesce({name}, '{word}') as {name}" for name, word in UNKNOWN_TERMS.items())
-    query = f"select dataset, {terms}, count(*) as images from samples where {condition(cohort.sql)} group by all"
-    return [Rights(**row) for row in cohort.lake.sql(f"{query} order by all").to_pylist()]
+    """Licence and permissions of a cohort's images by data set, sorted.
+
+    Of the very rows that the cohort holds: its condition, asked once more, might select others.
+
+    Raises:
+        QueryError: the condition does not select the same samples each time.
+    """
+    names = ["dataset", *UNKNOWN_TERMS]
+    counted = cohort.table(names).group_by(names).aggregate([([], "count_all")]).to_pylist()
+    found = Counter[tuple[str, ...]]()
+    for row in counted:
+        terms = [row[name] or word for name, word in UNKNOWN_TERMS.items()]
+        found[(row["dataset"], *terms)] += row["count_all"]
+    return [Rights(*words, images) for words, images in sorted(found.items())]
 
 
 def condition(sql: str) -> str:

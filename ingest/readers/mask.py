@@ -120,9 +120,9 @@ def _holes_filled(framed: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 
 def _fit(mask: NDArray[np.uint8], spec: Masks, shape: tuple[int, int]) -> NDArray[np.uint8]:
-    if spec.other_size == "resize":
-        return nearest_neighbour(mask, shape)
     height, width = mask.shape
+    if spec.other_size == "resize" and (height, width) != shape[::-1]:  # one that lies on its side is not stretched
+        return nearest_neighbour(mask, shape)
     text = f"The mask has {width} x {height} pixels, its image {shape[1]} x {shape[0]}."
     raise DataError("mask_size", text, step="mask")
 

@@ -87,9 +87,8 @@ def _area(one: Shape, spec: Masks, shape: tuple[int, int]) -> NDArray[np.bool_]:
     if one.kind == "bad":
         raise _error("annotation_unreadable", f"An annotation can't be used: {one.name}.")
     other = one.size is not None and one.size != shape
-    if one.size is not None and other and spec.other_size == "refuse":
-        text = f"The annotation is of {one.size[1]} x {one.size[0]} pixels, its image has {shape[1]} x {shape[0]}."
-        raise _error("mask_size", text)
+    if other and (spec.other_size == "refuse" or one.size == shape[::-1]):  # one on its side is not stretched
+        raise _other_size(one, shape)
     points = one.points
     if one.kind == "runs":
         area = _runs(points, one.size or shape, one.name)
@@ -103,10 +102,19 @@ def _area(one: Shape, spec: Masks, shape: tuple[int, int]) -> NDArray[np.bool_]:
         points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     x, y = points.T
     if x.max() <= 0 or y.max() <= 0 or x.min() >= shape[1] or y.min() >= shape[0]:
-        raise _error(
-            "shape_outside", f"The shape of {one.name} lies outside the image of {shape[1]} x {shape[0]} pixels."
-        )
+        raise _outside(one, shape)
     return fill_polygon(points, shape)
+
+
+def _other_size(one: Shape, shape: tuple[int, int]) -> DataError:
+    height, width = one.size or (0, 0)
+    text = f"The annotation is of {width} x {height} pixels, its image has {shape[1]} x {shape[0]}."
+    return _error("mask_size", text)
+
+
+def _outside(one: Shape, shape: tuple[int, int]) -> DataError:
+    text = f"The shape of {one.name} lies outside the image of {shape[1]} x {shape[0]} pixels."
+    return _error("shape_outside", text)
 
 
 def _closed(points: NDArray[np.float64]) -> bool:
@@ -133,19 +141,28 @@ def _error(reason: str, text: str) -> DataError:
 # --- marks ------------------------------------------------------------------------------------------------------------
 
 
-def marks_json(shapes: Sequence[Shape]) -> str | None:
+def marks_json(shapes: Sequence[Shape], shape: tuple[int, int]) -> str | None:
     """The catalog's `marks`: a JSON list of {"name", "box": [x0, y0, x1, y1]} and {"name", "points": [[x, y], ...]}.
 
     Coordinates are in pixels of the source picture, before any crop.
 
+    Args:
+        shape: (height, width) of the picture.
+
     Raises:
-        DataError: a shape can't be used (reason annotation_unreadable, step mask).
+        DataError: step mask; reasons annotation_unreadable (a shape can't be used), mask_size (the annotation is of a
+            picture of another size), shape_outside (a whole mark lies outside the picture).
     """
     marks: list[dict[str, Any]] = []
     for one in shapes:
         if one.kind in ("bad", "runs"):
             why = one.name if one.kind == "bad" else f"run lengths of {one.name} are no mark"
             raise _error("annotation_unreadable", f"An annotation can't be used: {why}.")
+        if one.size not in (None, shape):
+            raise _other_size(one, shape)
+        (left, top), (right, bottom) = one.points.min(axis=0), one.points.max(axis=0)
+        if right < 0 or bottom < 0 or left > shape[1] or top > shape[0]:  # a point may lie on the border itself
+            raise _outside(one, shape)
         if one.kind == "box":
             low, high = one.points.min(axis=0), one.points.max(axis=0)
             marks.append({"name": one.name, "box": [_short(v) for v in (*low, *high)]})

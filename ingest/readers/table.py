@@ -26,6 +26,9 @@ class _Joined:
     used: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
     keyless: int = 0  # rows whose key is empty or a word for missing
+    # Of a table that counts pictures (`position`): what stands before and behind the number in a key, and the folder ->
+    # how many pictures are there.
+    counted: dict[tuple[str, str, str], int] = field(default_factory=dict)
 
 
 class Tables:
@@ -73,6 +76,35 @@ class Tables:
                     hint="Give the folder that holds it as well as the images.",
                 )
         return tables
+
+    def see(self, item: Mapping[str, str]) -> None:
+        """Count an item that is there, whatever becomes of it, for the tables that name pictures by their position."""
+        for one in self.joined:
+            names = PLACEHOLDER.findall(one.table.match) or [one.table.match]
+            if "position" in names and all(name in item for name in names):
+                before, _, after = fill_template(one.table.match, {**item, "position": "\0"}).partition("\0")
+                folder = item["path"].rpartition("/")[0]
+                place = before, after, folder
+                one.counted[place] = max(one.counted.get(place, 0), int(item["position"]) + 1)
+
+    def check_positions(self, dataset: str) -> None:
+        """Refuse a folder with fewer pictures than a table counts: behind a gap each row would be its neighbour's.
+
+        Raises:
+            CardError: a row's position lies beyond the last picture of a folder.
+        """
+        for one in self.joined:
+            for (before, after, folder), count in one.counted.items():
+                inside = [key[len(before) : len(key) - len(after)] for key in one.rows if key.startswith(before)]
+                inside = [word for word in inside if f"{before}{word}{after}" in one.rows and word.isdecimal()]
+                if any(int(word) >= count for word in inside):
+                    raise CardError(
+                        f"{_files(one)} counts the pictures of a folder up to {max(map(int, inside))}, from 0, but "
+                        f"{folder or 'it'} holds {count}: behind each that is missing, rows would go to a wrong picture.",
+                        dataset=dataset,
+                        step="join",
+                        hint="Give all pictures; or, for a part of them, a card of your own without this table.",
+                    )
 
     def words_of(self, item: Mapping[str, str]) -> Iterator[Found]:
         """(column, how, the table's word) of the rows that belong to the item with these path words.

@@ -128,6 +128,7 @@ class FakeCohort:
             "label": [None if i % 5 == 0 else f"grade {i % 3}" for i in range(n)],
             "dataset": ["fake"] * n,
             "patient": [f"p{i // 4}" for i in range(n)],
+            **dict.fromkeys(("study", "clip", "duplicate_group"), [None] * n),
             "group": self.group or [None] * n,
             "split": self.split or [None] * n,
         }

@@ -156,10 +156,22 @@ def test_an_ellipse_needs_radii(values):
 
 def test_marks_are_written_as_boxes_and_points_with_short_numbers():
     shapes = [Shape.of("mass", "box", [(9.0, 7.5), (2.0, 3.0)]), Shape.of("hinge", "points", [(1 / 3, 2)])]
-    assert json.loads(marks_json(shapes)) == [
+    assert json.loads(marks_json(shapes, (20, 30))) == [
         {"name": "mass", "box": [2, 3, 9, 7.5]},
         {"name": "hinge", "points": [[0.333, 2]]},
     ]
-    assert marks_json([]) is None
+    assert marks_json([], (20, 30)) is None
     with pytest.raises(DataError, match="run lengths"):
-        marks_json([Shape.of("mass", "runs", [(1, 2)])])
+        marks_json([Shape.of("mass", "runs", [(1, 2)])], (20, 30))
+
+
+def test_marks_of_another_picture_size_or_outside_the_picture_are_refused():
+    other = Shape.of("mass", "box", [(2, 3), (9, 7)], size=(40, 60))
+    with pytest.raises(DataError) as caught:
+        marks_json([other], (20, 30))
+    assert caught.value.reason == "mask_size"
+    for points in ([(31, 3)], [(3, 21)], [(-5, 3), (-1, 9)]):
+        with pytest.raises(DataError) as caught:
+            marks_json([Shape.of("hinge", "points", points)], (20, 30))
+        assert caught.value.reason == "shape_outside"
+    assert marks_json([Shape.of("hinge", "points", [(30, 20), (-1, 0)])], (20, 30))  # a part of it is inside

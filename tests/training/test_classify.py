@@ -1,6 +1,7 @@
 import json
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from fakes.training_fakes import FakeCohort
 
@@ -90,11 +91,29 @@ def test_a_cohort_without_two_labels_is_refused(encoder):
 
 def test_the_groups_of_a_split_lake_are_those_of_its_catalog(encoder, tmp_path):
     cohort = FakeCohort()
-    cohort.group = [f"g{i // 10}" for i in range(40)]  # coarser than the ten patients
-    assert probe_cohort(cohort, encoder, out=tmp_path / "s.json")["groups"] == 4
+    cohort.group = [f"g{i // 8}" for i in range(40)]  # coarser than the ten patients
+    assert probe_cohort(cohort, encoder, out=tmp_path / "s.json")["groups"] == 5
     cohort.group[7] = None
     with pytest.raises(UsdataError, match=r"1 of 40 images have no group.*\n.*usdata split"):
         probe_cohort(cohort, encoder, out=tmp_path / "s.json")
+
+
+@pytest.mark.parametrize("column", ["clip", "study", "duplicate_group"])
+def test_without_patients_no_fold_parts_a_clip_a_study_or_a_set_of_copies(encoder, tmp_path, column):
+    cohort, keys = FakeCohort(), [f"k{i // 5}" for i in range(40)]
+    table = cohort.table
+    unknown = {"patient": pa.nulls(40, pa.string()), column: pa.array(keys)}
+    cohort.table = lambda names: pa.table({n: unknown.get(n, table([n])[n]) for n in names})
+    assert probe_cohort(cohort, encoder, out=tmp_path / "s.json")["groups"] == 8
+
+
+def test_a_copy_that_was_found_after_the_split_is_told_as_a_leak(encoder, tmp_path):
+    cohort = FakeCohort()
+    cohort.group, cohort.split = [f"g{i // 4}" for i in range(40)], [*["train"] * 20, *["test"] * 20]
+    assert probe_cohort(cohort, encoder, out=tmp_path / "s.json", by_split=True)["leaking"] == 0
+    table, copies = cohort.table, pa.array(["d" if i in (0, 39) else None for i in range(40)])
+    cohort.table = lambda names: pa.table({n: copies if n == "duplicate_group" else table([n])[n] for n in names})
+    assert probe_cohort(cohort, encoder, out=tmp_path / "s.json", by_split=True)["leaking"] == 1
 
 
 def test_a_split_is_trained_on_train_and_tested_on_test(encoder, tmp_path):

@@ -330,16 +330,24 @@ def test_images_are_drawn_evenly_over_labels_and_never_without_one():
 def test_patients_group_images_and_strangers_group_by_likeness():
     images = np.random.default_rng(0).integers(0, 255, (5, 64, 64)).astype(np.uint8)
     images[4] = images[3]
-    groups = image_groups(["x", "x", "y", "y", "y"], ["p", "p", "p", None, None], images)
-    assert groups[0] == groups[1] != groups[2]  # the same name in another data set is another patient
+    groups = image_groups({"patient": ["p", "p", "q", None, None]}, images)
+    assert groups[0] == groups[1] != groups[2]
     assert groups[3] == groups[4] not in groups[:3]
 
 
 def test_a_near_duplicate_ties_two_patients_into_one_group():
     images = np.random.default_rng(0).integers(0, 255, (4, 64, 64)).astype(np.uint8)
     images[2] = images[1]
-    groups = image_groups(["x"] * 4, ["p", "p", "q", "r"], images)
+    groups = image_groups({"patient": ["p", "p", "q", "r"]}, images)
     assert groups[0] == groups[1] == groups[2] != groups[3]
+
+
+def test_a_clip_or_study_groups_images_without_a_patient_and_a_text_is_a_key_of_its_own_column():
+    images = np.random.default_rng(0).integers(0, 255, (6, 64, 64)).astype(np.uint8)
+    keys = {"patient": [None, None, None, "p", "q", "c"], "clip": ["c", "c", "d", "d", None, None]}
+    groups = image_groups(keys, images)
+    assert groups[0] == groups[1] != groups[2] == groups[3]
+    assert len({groups[0], groups[2], groups[4], groups[5]}) == 4
 
 
 def test_the_probe_tells_organs_apart_and_else_labels():

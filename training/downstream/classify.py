@@ -25,12 +25,13 @@ from training.probe import (
     published_folds,
     with_intervals,
 )
-from training.watch import embed, image_groups, label_column
+from training.watch import OWNERS, embed, image_groups, label_column
 from usdata.dedup import thumbnails_of
 from usdata.errors import ConfigError, UsdataError
 from usdata.files import explain_os_errors, write_json
 
 MOST_IMAGES = 50_000  # 3.3 GB of pixels: what this form of the probe holds in memory
+_TIES = (*OWNERS, "duplicate_group", "group")  # columns that say which images belong together
 
 
 def probe_cohort(
@@ -76,7 +77,7 @@ def probe_cohort(
     place = choose_device(device)
     trained = checkpoint.load_encoder(encoder).to(place)
     random = checkpoint.untrained_twin(trained, seed).to(place)
-    table = cohort.table(list(dict.fromkeys([column, "dataset", "patient", "group", "split"])))
+    table = cohort.table(list(dict.fromkeys([column, *_TIES, "split"])))
     words = table[column].to_pylist()
     known = np.array([word is not None for word in words])
     images = cohort.images()[known]
@@ -101,22 +102,21 @@ def probe_cohort(
 
 
 def _groups(facts: Any, images: NDArray[np.uint8]) -> Ints:
-    """The catalog's groups if the lake has a split, else the patients; near-duplicates among the images tie either.
+    """Images that share a patient, study, clip or set of near-copies, or a group of the lake's split.
+
+    The split's groups alone would not do: they are of the day of the split, and a link may have been found since.
 
     Raises:
         UsdataError: some images came after the lake was split.
     """
-    group = facts["group"].to_pylist()
-    missing = sum(name is None for name in group)
-    if missing == len(group):
-        return image_groups(facts["dataset"].to_pylist(), facts["patient"].to_pylist(), images)
-    if missing:
+    missing = facts["group"].null_count
+    if 0 < missing < len(facts):
         raise UsdataError(
-            f"{missing:,} of {len(group):,} images have no group: they came after the lake was split.",
+            f"{missing:,} of {len(facts):,} images have no group: they came after the lake was split.",
             step="probe",
             hint="Give them one; nothing else moves:  usdata split",
         )
-    return image_groups([""] * len(group), group, images)
+    return image_groups({name: facts[name].to_pylist() for name in _TIES}, images)
 
 
 def _embedder(recipe: nn.Module) -> Callable[[NDArray[np.uint8]], Floats]:
