@@ -115,6 +115,9 @@ class Card(Model):
                 raise ValueError("layout: missing (only an unverified card that says what it `needs` may leave it out)")
             return self
         self._check_pictures(self.layout)
+        cleaned = self.scan_area == "find" or (self.dicom == "published" and self.scan_area is None)
+        if cleaned and (self.masks or self.annotations or self.crop or self.crops):  # its pixels alone are cut out
+            raise ValueError("masks, annotations, crop: not where only the scan area is kept; see scan_area")
         for x0, y0, x1, y1 in ((self.crop,) if self.crop else ()) + tuple(self.crops.values()):
             if not (0 <= x0 < x1 and 0 <= y0 < y1):
                 raise ValueError("crop: x0, y0, x1, y1 with 0 <= x0 < x1 and 0 <= y0 < y1")

@@ -337,6 +337,8 @@ def _build(
     inside = bool(card.reader or (card.arrays and card.arrays.mask_dataset))  # masks that no path tells
     needs_mask = card.masks is not None and card.masks.required and not inside
     position = _positions(found.image)
+    for path, groups in found.image.items():
+        shapes.see({"position": position[path], **path_words(path, groups)})
     for path, entry in _pictures(card, root, found, masks):
         own = sorted(masks.get(path, ())) if entry is None else []
         name = path if entry is None else f"{path}#{entry.key}"

@@ -20,7 +20,7 @@ from jinja2 import Environment, StrictUndefined
 
 from usdata import __version__
 from usdata.cohort import Cohort
-from usdata.errors import QueryError
+from usdata.errors import ConfigError, QueryError
 from usdata.files import explain_os_errors, file_xxh, replacing
 from usdata.lake import Lake
 from usdata.reader import ShardReader

@@ -33,7 +33,7 @@ from usdata.split_assign import (
     parse_ratios,
 )
 from usdata.split_file import SplitFile, catalog_fingerprint, read_split_file, write_split_file
-from usdata.split_groups import COLUMNS, Groups, Links, group_images, links_of
+from usdata.split_groups import COLUMNS, Groups, Links, group_images, links_of, owner_names
 from usdata.split_leaks import Leaks, find_leaks
 
 _KEY = b"usdata.split"  # of the Parquet file's own notes: the settings
@@ -134,10 +134,12 @@ def make_split(
         active = None if anew or like else active_settings(lake)
         published = read_split_file(like) if like else None
         settings = replace(active or _settings_of(published) or Settings(), **(changes or {}))
-        _check_same(lake, active, settings, anew or like is not None)
+        _check_same(lake, active, settings, anew, like)
         _check_parts(published, settings)
         links, stale = read_links(lake)
         links = replace(links, table=_with_earlier(links.table, active is not None, published, lake))
+        if active is not None:
+            links = replace(links, table=_with_owners_words(links, splits_path(lake)))
         groups = group_images(links)
         kept = assign(links, groups, settings, "keep")
         leaks = find_leaks(links, groups, kept.words, without_left_out(kept))
@@ -183,10 +185,16 @@ def _settings_of(published: SplitFile | None) -> Settings | None:
         raise ConfigError(f"{published.path}: its line 'settings' can't be read ({error}).", step="split") from error
 
 
-def _check_same(lake: Lake, active: Settings | None, settings: Settings, anew: bool) -> None:
-    """Refuse to put a split of other settings, or none of ours, in the active one's place unasked."""
+def _check_same(lake: Lake, active: Settings | None, settings: Settings, anew: bool, like: Path | None) -> None:
+    """Refuse to put a split of other settings, none of ours, or another's words in the active one's place unasked."""
     if anew or not splits_path(lake).exists() or active == settings:
         return
+    if like is not None:
+        raise ConfigError(
+            f"The lake has a split already; what {like} does not name would be placed anew, and may move.",
+            step="split",
+            hint="Publish it first:  usdata split --export FILE.csv        Forget it: add --anew",
+        )
     was = "not made by usdata split" if active is None else f"made with {_words(active)}"
     raise ConfigError(
         f"The lake has a split already, {was}; with {_words(settings)} nearly every image would move.",
@@ -254,6 +262,32 @@ def _with_earlier(table: pa.Table, active: bool, published: SplitFile | None, la
     if published is not None:
         return table.set_column(place, "split", _looked_up(table, published, lake))
     return table if active else table.set_column(place, "split", pa.nulls(len(table), pa.string()))
+
+
+def _with_owners_words(links: Links, path: Path) -> pa.Table:
+    """The table with words for images that came since, of a patient (study, clip) whose earlier images are gone.
+
+    A data set that is read anew from a later version has other sample ids; its patients stay where they were. They are
+    known by the names of the split's groups: of a group of several patients that is one.
+
+    Raises:
+        LakeError: the active split's table is damaged.
+    """
+    table, words = links.table, links.table["split"].cast(pa.string())
+    try:
+        old = pq.read_table(path, columns=["group", "split"], partitioning=None)
+    except DAMAGED as error:
+        raise LakeError(
+            f"{path} is damaged ({error}).", step="split", hint=f"Remove it and split anew:  rm {quote(str(path))}"
+        ) from error
+    if not words.null_count or len(old) == len(words) - words.null_count:
+        return table  # nothing came, or nothing went
+    known = old.cast(pa.schema([("group", pa.string()), ("split", pa.string())]))
+    known = known.filter(pc.not_equal(known["split"], LEFT_OUT))
+    known = known.group_by("group").aggregate([("split", "min"), ("split", "max")])
+    known = known.filter(pc.equal(known["split_min"], known["split_max"])).combine_chunks()
+    found = known["split_min"].take(pc.index_in(owner_names(links), value_set=known["group"].combine_chunks()))
+    return table.set_column(table.column_names.index("split"), "split", pc.coalesce(words, found))
 
 
 def _looked_up(table: pa.Table, published: SplitFile, lake: Lake) -> pa.ChunkedArray:

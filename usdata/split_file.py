@@ -11,7 +11,9 @@ busi-0f3c…,image:busi-0f3c…,train
 Reading takes any CSV with columns sample_id and split; if it has a sha256, that must be right.
 """
 
+import csv
 import hashlib
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,10 +118,16 @@ def read_split_file(path: Path) -> SplitFile:
     )
     try:
         source = pa.BufferReader(pa.py_buffer(content).slice(start))
+        _check_names(path, content, start)
         table = pyarrow.csv.read_csv(source, parse_options=options, convert_options=types).combine_chunks()
     except (pa.ArrowException, KeyError, ValueError) as error:
         raise ConfigError(f"{path} can't be read as a split ({describe(error)}).", step="split", hint=_FORM) from error
-    ids, words = (pa.concat_arrays([pa.array([], pa.string()), *table[name].chunks]) for name in ("sample_id", "split"))
+    columns = [pa.concat_arrays([pa.array([], pa.string()), *table[name].chunks]) for name in ("sample_id", "split")]
+    ids, words = (pc.utf8_trim_whitespace(column) for column in columns)
+    words = pc.if_else(pc.equal(words, ""), None, words)
+    for column in (ids, words):  # a quote that is never closed swallows the lines behind it
+        if pc.any(pc.match_substring_regex(column, r"[\x00-\x1f]")).as_py():
+            raise ConfigError(f"{path} has a sample_id or split with a line end in it.", step="split", hint=_FORM)
     if ids.null_count:
         raise ConfigError(f"{path} has a line without a sample_id.", step="split", hint=_FORM)
     counts = ids.value_counts()
@@ -144,6 +152,15 @@ def _read_head(path: Path, content: bytes) -> tuple[dict[str, str], int]:
             head[key.strip()] = value.strip()
         start = end + 1
     return head, start
+
+
+def _check_names(path: Path, content: bytes, start: int) -> None:
+    """Refuse a column that is named twice: only the first one would be read."""
+    line = re.split(rb"[\r\n]", content[start : start + _HEAD], maxsplit=1)[0].decode("utf-8", "replace")
+    names = next(csv.reader([line]), [])
+    for name in ("sample_id", "split"):
+        if names.count(name) > 1:
+            raise ConfigError(f"{path} has two columns {name}.", step="split", hint=_FORM)
 
 
 def _check_digest(path: Path, content: bytes, start: int, wanted: str) -> None:

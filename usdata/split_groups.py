@@ -116,9 +116,18 @@ def group_images(links: Links) -> Groups:
     deciding = np.zeros(count, np.int64)
     rows = np.flatnonzero(order[owner] == best[of])[::-1]  # reversed: the first row of each group is written last
     deciding[of[rows]] = owner[rows]
-    prefix = pa.DictionaryArray.from_arrays(pa.array(ranks[deciding]), pa.array([f"{kind}:" for kind in NAMED]))
-    names = pc.binary_join_element_wise(prefix.cast(pa.string()), texts.take(pa.array(deciding)), "")
-    return Groups(of, names.cast(pa.string()))
+    return Groups(of, _named(deciding, texts, ranks))
+
+
+def owner_names(links: Links) -> pa.StringArray:
+    """(n,) whose each image is, as `Groups.names` has it: "patient:ID", "study:ID", "clip:ID" or "image:SAMPLE"."""
+    return _named(*_owners(links))
+
+
+def _named(owner: NDArray[np.int64], texts: pa.StringArray, ranks: NDArray[np.int8]) -> pa.StringArray:
+    """The names of some owners: their kind and their own text."""
+    prefix = pa.DictionaryArray.from_arrays(pa.array(ranks[owner]), pa.array([f"{kind}:" for kind in NAMED]))
+    return pc.binary_join_element_wise(prefix.cast(pa.string()), texts.take(pa.array(owner)), "").cast(pa.string())
 
 
 def connect(links: Links) -> tuple[Codes, int]:

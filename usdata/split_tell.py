@@ -37,6 +37,8 @@ def tell_split(split: Split, as_json: bool) -> None:
         )
         print_rows(rows, as_json=True)
         print_rows((leak.record() for leak in split.leaks), as_json=True)
+        print_rows([{"kind": "split", **counts_of(split), "stale": split.stale, "written": bool(split.written)}], True)
+        _say_stale(split.stale)
     else:
         _table(map(for_people, dataset_rows(*parts)), "data sets: images in groups, by split")
         _table(map(for_people, strata), "organs and labels: share of the images got (expected)")
@@ -100,7 +102,7 @@ def tell_check(checked: Checked, as_json: bool) -> None:
     if as_json:
         print_rows((leak.record() for leak in leaks), as_json=True)
         summary = {"leaks": leaks.counts, "images": checked.images_by_split(), "unassigned": checked.unassigned}
-        print_rows([{"kind": "check", **summary, "unknown": checked.unknown}], as_json=True)
+        print_rows([{"kind": "check", **summary, "unknown": checked.unknown, "stale": checked.stale}], as_json=True)
     elif leaks:
         _table((leak.row() for leak in leaks), "leaks")
     _say_stale(checked.stale)

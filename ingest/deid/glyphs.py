@@ -122,7 +122,8 @@ class TextCheck:
         moved = cv2.mean(cv2.subtract(self._bright, self._dark), mask=self._mask.astype(np.uint8))[0]
         if moved < MOVED:
             return None  # as one frame, and that was looked at
-        return self._search(self._dark) or self._search(self._bright)
+        # Not on smaller copies: there the extremes of moving tissue are as sharp as soft letters
+        return self._search(self._dark, 1) or self._search(self._bright, 1)
 
     def _cut(self, frame: NDArray[np.uint8], *, fill: bool = False) -> NDArray[np.uint8]:
         """The box of `frame` in whole cells; repeats the last row and column where the frame ends (`fill`: zeros)."""
@@ -154,9 +155,10 @@ class TextCheck:
                 return True
         return False
 
-    def _search(self, image: Bytes, *, keep: bool = False) -> Box | None:
-        """The whole test on one grey picture. `keep`: what is usual in it serves the quick tests of the next ones."""
-        for copy in self._copies:
+    def _search(self, image: Bytes, scales: int = len(SCALES), *, keep: bool = False) -> Box | None:
+        """The whole test on one grey picture, at the first so many `SCALES`. `keep`: what is usual in it serves the
+        quick tests of the next ones."""
+        for copy in self._copies[:scales]:
             boxes, usual = copy.search(image)
             if keep and copy.smaller == 1:
                 self._usual = usual

@@ -153,6 +153,7 @@ class _Joined:
     used: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
     odd: "Counter[str]" = field(default_factory=Counter)
+    pictures: "Counter[str]" = field(default_factory=Counter)  # key -> how many have it, of a file for each picture
 
 
 class Shapes:
@@ -205,14 +206,27 @@ class Shapes:
                 return
         to.files.append(path)
 
+    def see(self, words: Mapping[str, str]) -> None:
+        """Count a picture that is there, so that `of` can tell which annotation fits several."""
+        for to in self.joined:
+            if to.one.format in PER_PICTURE and (key := _key(to.one, words)):
+                to.pictures[key] += 1
+
     def of(self, words: Mapping[str, str]) -> tuple[Shape, ...]:
-        """The shapes of the item with these path words, without repetitions, in the order of card and files."""
+        """The shapes of the item with these path words, without repetitions, in the order of card and files.
+
+        A file of one picture that fits several pictures is a bad shape of each of them.
+        """
         found: dict[Shape, None] = {}
         for to in self.joined:
-            names = PLACEHOLDER.findall(to.one.match) or [to.one.match]
-            key = fill_template(to.one.match, words) if all(name in words for name in names) else ""
-            if key and key in to.shapes:
-                to.used.add(key)
+            key = _key(to.one, words)
+            if not key or key not in to.shapes:
+                continue
+            to.used.add(key)
+            if to.pictures[key] > 1:
+                why = f"its file fits {to.pictures[key]} pictures, all of the key {key!r}"
+                found[Shape(why, "bad", becomes=to.one.becomes)] = None
+            else:
                 found |= dict.fromkeys(to.shapes[key])
         return tuple(found)
 
@@ -242,6 +256,12 @@ def _reader(one: Annotations) -> Read:
     from ingest.readers import shapes_json
 
     return shapes_json.READERS[one.format]
+
+
+def _key(one: Annotations, words: Mapping[str, str]) -> str:
+    """The key of an item; empty if its path does not say all of it."""
+    names = PLACEHOLDER.findall(one.match) or [one.match]
+    return fill_template(one.match, words) if all(name in words for name in names) else ""
 
 
 def _put(to: _Joined, found: Found, groups: Mapping[str, str], masks: Masks | None) -> bool:

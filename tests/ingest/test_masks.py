@@ -78,6 +78,12 @@ def test_class_numbers_under_the_threshold_are_refused_instead_of_vanishing(tmp_
     assert error.reason == "mask_value" and "the largest is 1" in error.message
 
 
+def test_a_mask_on_its_side_is_refused_where_other_sizes_are_resized(tmp_path):
+    path = save(DISC.T, tmp_path / "m.png")
+    assert refused([path], spec(other_size="resize")).reason == "mask_size"
+    assert read_mask([path], spec(other_size="resize", turned=True), SHAPE).any()
+
+
 def test_a_mask_of_another_size_is_refused_or_resized_as_the_card_says(tmp_path):
     path = save(DISC, tmp_path / "m.png")
     error = refused([path], BINARY, (80, 120))

@@ -444,3 +444,20 @@ def test_the_real_via_outlines_agree_with_the_masks_published_beside_them(real_d
         published = read_image(real_data / "kidneyus-labels" / item.path) > 0
         drawn = draw_mask(item.shapes, spec.masks, published.shape) > 0
         assert 2 * (published & drawn).sum() / (published.sum() + drawn.sum()) > 0.985
+
+
+def test_an_annotation_file_that_fits_two_pictures_is_given_to_neither(tmp_path):
+    root = tmp_path / "source"
+    for path in ("a/1.png", "b/1.png", "a/2.png"):
+        picture(root, path)
+    write(root, "a/liver/1.json", BOX)
+    write(root, "a/liver/2.json", BOX)
+    by_name = PER_PICTURE["annotations"][0] | {"key": "stem", "match": "stem"}
+    lake = lake_of(card(**PER_PICTURE | {"annotations": [by_name]}), root, tmp_path / "lake")
+    assert {path: row["has_mask"] for path, row in rows(lake).items()} == {
+        "a/1.png": False,
+        "a/2.png": True,
+        "b/1.png": False,
+    }
+    unreadable = "mask", "annotation_unreadable"
+    assert quarantine(lake) == [("a/1.png", None, *unreadable), ("b/1.png", None, *unreadable)]

@@ -212,14 +212,22 @@ def listing(root: Path, *paths: str, tables: list[dict], **more):
 def test_folds_by_position_are_joined_by_the_rank_in_the_folder(tmp_path):
     (tmp_path / "folds.json").write_text('{"train": [0, 2], "val": [1]}')
     found = listing(
-        *(tmp_path, "a/9.png", "a/10.png", "a/11.png", "b/7.png"),
+        *(tmp_path, "a/9.png", "a/10.png", "a/11.png"),
         tables=[
             {"file": "folds.json", "format": "lists", "key": "value", "match": "position"}
             | {"columns": {"official_split": "list"}}
         ],
     )
     splits = {item.path: item.fields.get("official_split") for item in found.items}
-    assert splits == {"a/9.png": "train", "a/10.png": "val", "a/11.png": "train", "b/7.png": "train"}  # 9 before 10
+    assert splits == {"a/9.png": "train", "a/10.png": "val", "a/11.png": "train"}  # 9 before 10
+
+
+def test_a_folder_that_lacks_a_picture_is_not_joined_by_position(tmp_path):
+    (tmp_path / "folds.json").write_text('{"train": [0, 2], "val": [1], "note": ["x", "-1"]}')
+    table = {"file": "folds.json", "format": "lists", "key": "a-{value}", "match": "{folder}-{position}"}
+    with pytest.raises(CardError, match="up to 2, from 0, but a holds 2") as error:
+        listing(tmp_path, "a/9.png", "a/11.png", tables=[table | {"columns": {"official_split": "list"}}])
+    assert "all pictures" in (error.value.hint or "")
 
 
 def test_two_sheets_of_one_file_are_two_tables_and_the_file_counts_once(tmp_path):

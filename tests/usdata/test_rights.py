@@ -8,7 +8,7 @@ from fakes.lakes import add_dataset
 from typer.testing import CliRunner
 
 from usdata.cli import command_line
-from usdata.errors import ConfigError
+from usdata.errors import ConfigError, QueryError
 from usdata.export import write_table
 from usdata.export_coco import write_coco
 from usdata.lake import Lake
@@ -82,6 +82,38 @@ def test_a_report_to_be_passed_on_refuses_the_same(lake, tmp_path: Path):
     with pytest.raises(ConfigError, match="closed"):
         write_report(lake, tmp_path / "page.html", purpose="commercial")
     assert write_report(lake, tmp_path / "page.html", "dataset = 'open'", purpose="commercial").exists()
+
+
+def test_a_report_to_be_passed_on_refuses_the_pictures_of_a_run_on_other_images(lake, tmp_path: Path):
+    run, whole = tmp_path / "run", lake.cohort("all")
+    run.mkdir()
+    facts = {"config": {}, "cohort_sql": "all", "cohort_hash": whole.hash}
+    (run / "config.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match="closed"):
+        write_report(lake, tmp_path / "page.html", "dataset = 'open'", run, purpose="redistribution")
+    (run / "config.json").write_text(json.dumps(facts | {"cohort_hash": "0" * 32}))
+    with pytest.raises(ConfigError, match="nobody can tell"):
+        write_report(lake, tmp_path / "page.html", "dataset = 'open'", run, purpose="redistribution")
+    free = lake.cohort("dataset = 'open'")
+    (run / "config.json").write_text(json.dumps(facts | {"cohort_sql": free.sql, "cohort_hash": free.hash}))
+    assert write_report(lake, tmp_path / "page.html", "dataset = 'open'", run, purpose="redistribution").exists()
+
+
+def test_rights_are_those_of_the_rows_that_are_exported_not_of_what_the_condition_gives_next(lake):
+    with pytest.raises(QueryError, match="other samples each time"):
+        for _ in range(5):  # by chance it may select the same ten twice
+            rights_of(lake.cohort("random() < 0.5"))
+
+
+@pytest.mark.parametrize("word", ["", " ", "None", " Unstated ", "N/A"])
+def test_a_licence_that_says_nothing_allows_nothing(tmp_path: Path, word):
+    lake = Lake.create(tmp_path / "lake")
+    terms = {"licence": word, "commercial_use": "yes", "redistribution": "yes"}
+    add_dataset(lake, "vague", [{"organ": "breast", "organ_group": "breast"} | terms], [None])
+    for purpose in ("commercial", "redistribution"):
+        assert datasets(lake, PURPOSES[purpose]) == []
+        with pytest.raises(ConfigError, match="vague"):
+            check_purpose(lake.cohort("all"), purpose)
 
 
 def test_research_refuses_nothing_and_lists_all(lake):
