@@ -5,9 +5,9 @@ BIN := $(VENV)/bin
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 export DO_NOT_TRACK := 1
 # Small networks and probes are many times slower with two threads on a busy machine than with one.
-test test-deid study: export OMP_NUM_THREADS := 1
+test test-deid test-recipes study: export OMP_NUM_THREADS := 1
 
-.PHONY: demo test test-deid lint study figures docs clean
+.PHONY: demo test test-deid test-recipes lint study figures docs clean
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'usdata needs Python 3.11 or newer'"
@@ -23,10 +23,13 @@ demo: $(VENV)/.run  ## simulated images -> lake -> SQL -> pretraining -> score -
 	$(BIN)/usdata demo --out demo
 
 test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not study and not deid"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not study and not deid and not recipes"
 
 test-deid: $(VENV)/.dev  ## de-identification whole: planted secrets in every place, 5,000 mutated files
 	$(BIN)/python -m pytest -q -n 2 tests/deid tests/pipelines/test_private_dvc.py -m "not study"
+
+test-recipes: $(VENV)/.dev  ## every recipe overfits a batch, resumes bit for bit, and gives the same under DDP
+	$(BIN)/python -m pytest -q tests/training -m "not study"
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .

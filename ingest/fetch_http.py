@@ -330,6 +330,9 @@ class Download:
             self.part.unlink(missing_ok=True)  # never a note beside a part of another file
             write_json(self.note, {"url": url, "total": total, "validator": validator_of(answer), "packed": packed})
         limit = total or self.wanted.size or room
+        known = self.wanted.sha256 or self.wanted.md5 or self.wanted.trusted or self.wanted.size
+        if total is None and not packed and not known and "chunked" not in answer.headers.get("transfer-encoding", ""):
+            self.say(f"{shown(url)}: does not say how long the file is, so if it is cut nothing will tell: look at it")
         with self.part.open("ab" if offset else "wb") as file:
             done = self._write(file, answer, offset, limit, packed, total or self.wanted.size)
         if done != (total if total is not None else done):

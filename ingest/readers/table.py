@@ -100,7 +100,7 @@ class Tables:
                 if any(int(word) >= count for word in inside):
                     raise CardError(
                         f"{_files(one)} counts the pictures of a folder up to {max(map(int, inside))}, from 0, but "
-                        f"{folder or 'it'} holds {count}: behind each that is missing, rows would go to a wrong picture.",
+                        f"{folder or 'it'} holds {count}: behind each missing one, rows would go to a wrong picture.",
                         dataset=dataset,
                         step="join",
                         hint="Give all pictures; or, for a part of them, a card of your own without this table.",

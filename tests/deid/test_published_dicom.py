@@ -73,6 +73,8 @@ def test_dicom_that_a_public_card_does_not_expect_is_refused_with_both_ways_out(
     ("line", "said"),
     [
         ("relax: [text]", "relax: only private files"),
+        ("crop: [0, 0, 9, 9]", "only the scan area is kept"),
+        ("crop: [0, 0, 9, 9]\nscan_area: find\ndicom: refuse", "only the scan area is kept"),
         ("dicom: published\ndeid_profile: private", "contradict"),
         ("scan_area: keep\ndeid_profile: private\ndicom: refuse", "scan_area"),
         ("crop: [0, 0, 9, 9]\ndeid_profile: private\ndicom: refuse", "a reviewed template"),

@@ -8,10 +8,11 @@ import yaml
 from fakes.folders import write_image
 from typer.testing import CliRunner
 
-from ingest.card import Card
+from ingest.card import Card, get_card
 from ingest.cli import app
 from ingest.fetch import fetch
 from ingest.fetch_terms import LOG, VARIABLE, accept_terms, accepted_before, check_names, read_log, terms_digest
+from ingest.run import ingest as run
 from usdata.errors import CardError
 from usdata.lake import Lake
 
@@ -132,3 +133,12 @@ def test_a_stage_of_dvc_takes_the_word_of_params(home, monkeypatch):
     (home / "params.yaml").write_text(yaml.safe_dump(params))
     stage("strict")
     assert read_log(home / "lake")[0]["dataset"] == "strict"
+
+
+def test_a_copy_of_a_registered_card_without_its_terms_is_refused_under_its_name(tmp_path):
+    own = get_card("nerve_seg")
+    assert own.terms
+    copy = own.model_copy(update={"terms": None})
+    (tmp_path / "s").mkdir()
+    with pytest.raises(CardError, match="name of a registered data set"):
+        run(copy, tmp_path / "s", Lake.create(tmp_path / "lake"))

@@ -87,7 +87,7 @@ def test_a_report_to_be_passed_on_refuses_the_same(lake, tmp_path: Path):
 def test_a_report_to_be_passed_on_refuses_the_pictures_of_a_run_on_other_images(lake, tmp_path: Path):
     run, whole = tmp_path / "run", lake.cohort("all")
     run.mkdir()
-    facts = {"config": {}, "cohort_sql": "all", "cohort_hash": whole.hash}
+    facts = {"config": {"recipe": "d2mae", "preset": "micro"}, "cohort_sql": "all", "cohort_hash": whole.hash}
     (run / "config.json").write_text(json.dumps(facts))
     with pytest.raises(ConfigError, match="closed"):
         write_report(lake, tmp_path / "page.html", "dataset = 'open'", run, purpose="redistribution")

@@ -42,6 +42,13 @@ def words(lake):
     return dict(zip(table["sample_id"].to_pylist(), table["split"].to_pylist(), strict=True))
 
 
+def by_patient(lake):
+    table = lake.sql("select patient, split from samples group by all")
+    found = dict(zip(table["patient"].to_pylist(), table["split"].to_pylist(), strict=True))
+    assert len(found) == len(table)
+    return found
+
+
 @pytest.fixture
 def lake(tmp_path) -> Lake:
     """Sixty patients of three images, of two data sets."""
@@ -121,6 +128,41 @@ def test_other_settings_are_refused_unless_the_old_split_is_to_be_forgotten(lake
     assert words(lake) == before
     make_split(lake, asked_for(folds=4), anew=True)
     assert set(words(lake).values()) == {"fold0", "fold1", "fold2", "fold3"}
+
+
+@pytest.mark.parametrize("changes", [{"balanced": True}, {"seed": "other"}, {}])
+def test_a_data_set_read_anew_under_other_sample_ids_keeps_each_patient_where_it_was(lake, changes):
+    published = [row | {"official_split": "test"} for row in people("cc", 20)]  # later versions don't say it
+    write_rows(lake, published)
+    make_split(lake, changes)
+    before = by_patient(lake)
+    for name, patients in (("aa", 40), ("cc", 20)):
+        rows = [*people(name, patients), *people(name, patients + 1)[-3:]]
+        write_rows(lake, [row | {"sample_id": f"{row['sample_id']}v2"} for row in rows])
+    make_split(lake)
+    after = by_patient(lake)
+    assert {patient: after[patient] for patient in before} == before and len(after) == len(before) + 2
+    assert len(check_split(lake).leaks) == 0
+
+
+def test_a_patient_left_out_or_in_two_splits_gives_new_images_no_word(tmp_path):
+    lake = Lake.create(tmp_path / "lake")
+    rows = people("cc", 1, images=4)
+    write_rows(lake, [row | {"official_split": word} for row, word in zip(rows, ["train", "test"] * 2, strict=True)])
+    make_split(lake, on_leaks="keep")
+    write_rows(lake, [rows[0], rows[1], rows[2] | {"sample_id": "cc-new"}])
+    make_split(lake, on_leaks="keep")
+    assert words(lake) == {"cc-00000": "train", "cc-00001": "test", "cc-new": "left_out"}
+
+
+def test_the_words_of_a_file_take_the_place_of_a_split_only_if_that_is_to_be_forgotten(lake, tmp_path):
+    make_split(lake, {"seed": "one"})
+    before = words(lake)
+    (tmp_path / "one.csv").write_text("sample_id,split\naa-00000,train\n")
+    with pytest.raises(ConfigError, match="may move"):
+        make_split(lake, like=tmp_path / "one.csv")
+    assert words(lake) == before
+    assert make_split(lake, like=tmp_path / "one.csv", anew=True).settings.seed == "usdata"
 
 
 def test_a_split_that_usdata_did_not_make_is_not_replaced_unasked(lake):
@@ -382,6 +424,8 @@ BAD = {
     "too many cells": "sample_id,split\naa-00000,train,test\n",
     "other samples": "sample_id,split\nzz,train\n",
     "no words": "sample_id,split\naa-00000,\n",
+    "two columns of words": "sample_id,split,split\naa-00000,train,test\n",
+    "a quote that swallows lines": 'sample_id,split\naa-00000,"train\naa-00001,test\n',
     "not text": b"sample_id,split\n\xff\xfe,train\n",
     "zeros": bytes(300),
     "a wrong hash": "# sha256: 12\nsample_id,split\naa-00000,train\n",
@@ -395,6 +439,27 @@ def test_a_file_that_is_no_split_is_refused(lake, tmp_path, case):
     (tmp_path / "bad.csv").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError):
         check_split(lake, tmp_path / "bad.csv")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "sample_id,split\naa-00000,train\naa-00001,test\n",
+        "\ufeffsample_id,split\r\naa-00000,train\r\naa-00001,test\r\n",
+        "split,note,sample_id\ntrain,,aa-00000\ntest,x,aa-00001\n",
+        "sample_id, split\naa-00000, train\naa-00001 ,test\n".replace(", split", ",split"),
+        '"sample_id","split"\n"aa-00001","test"\n\n"aa-00000","train"\n',
+    ],
+)
+def test_a_leak_is_found_however_the_file_is_written(lake, tmp_path, text):
+    (tmp_path / "x.csv").write_text(text, newline="")
+    checked = check_split(lake, tmp_path / "x.csv")
+    assert checked.leaks.counts == {"patient": 1} and checked.unknown == 0
+
+
+def test_spaces_around_a_word_are_no_leak(lake, tmp_path):
+    (tmp_path / "x.csv").write_text("sample_id,split\naa-00000, train\naa-00001,train \naa-00002, \n")
+    assert len(check_split(lake, tmp_path / "x.csv").leaks) == 0
 
 
 def test_a_split_by_other_means_needs_no_head(lake, tmp_path):
@@ -417,6 +482,10 @@ def test_the_verb_splits_checks_and_publishes(usdata, lake, tmp_path):
     assert code == 0 and "sha256" in err
     code, out, err = usdata("split", "--check", str(tmp_path / "s.csv"), "--json", *where)
     assert code == 0 and json.loads(out)["leaks"] == {}
+    assert "not searched for duplicates" in json.loads(out)["stale"]
+    code, out, err = usdata("split", "--json", *where)
+    last = json.loads(out.splitlines()[-1])
+    assert last["written"] and "not searched for duplicates" in last["stale"] and "First:  usdata dedup" in err
     code, out, err = usdata("split", str(tmp_path / "s.csv"), *where)
     assert code == 1 and "--check" in err
 
