@@ -129,7 +129,7 @@ class Layout(Model):
     mask: Patterns = ()
     ignore: Patterns = ()
     pair_by: tuple[str, ...] | None = None  # groups that tie a mask to its image; default: all that both name
-    ignore_case: bool = False  # .PNG as well as .png, for all patterns
+    ignore_case: bool = False  # .PNG as well as .png, for all patterns; the keys of tables too
     example: dict[Role, Words] = {}  # made-up paths; a test runs them
 
     @model_validator(mode="after")

@@ -85,11 +85,20 @@ def prepare(card: Card, source: Path | None, lake: Lake, workers: int, count: in
     return run.prepare(card, source, lake, workers=workers, count=count, progress=_Progress())
 
 
+class Sealed:
+    """A job that neither Prefect nor Dask looks into: they would search its sources for futures, and rebuild it."""
+
+    __slots__ = ("job",)
+
+    def __init__(self, job: ShardJob) -> None:
+        self.job = job
+
+
 @task(persist_result=False, cache_policy=NO_CACHE, retries=2, retry_delay_seconds=1, retry_condition_fn=_worker_died)
 @plainly
-def build(job: ShardJob, workers: Workers | None) -> ShardReport:
+def build(sealed: Sealed, workers: Workers | None) -> ShardReport:
     """Build one shard, a chunk of at most 1,000 images; without `workers` in the process that runs the task."""
-    return build_shard(job) if workers is None else workers.build(job)
+    return build_shard(sealed.job) if workers is None else workers.build(sealed.job)
 
 
 @task(name="finish", persist_result=False, cache_policy=NO_CACHE)
@@ -170,17 +179,16 @@ def _build_all(jobs: list[ShardJob], number: int, runner: str, address: str | No
     workers = Workers(number) if runner == "processes" else None
     with workers or nullcontext(), task_runner(runner, number, address) as pool:
         futures: list[PrefectFuture[ShardReport]] = [
-            pool.submit(build.with_options(name=f"build {job.name}", task_run_name=job.name), _parameters(job, workers))
+            pool.submit(
+                build.with_options(name=f"build {job.name}", task_run_name=job.name),
+                {"sealed": Sealed(job), "workers": workers},
+            )
             for job in jobs
         ]
         for future in as_completed(futures):
             reports.append(future.result())
             log.info("shard %d of %d: %s, %d images", len(reports), len(jobs), reports[-1].name, reports[-1].samples)
     return reports
-
-
-def _parameters(job: ShardJob, workers: Workers | None) -> dict[str, Any]:
-    return {"job": quote(job), "workers": workers}
 
 
 def task_runner(kind: str, number: int, address: str | None = None) -> TaskRunner[Any]:

@@ -19,3 +19,11 @@ def warmup_cosine(step: int, *, steps: int, warmup_steps: int, peak: float, end:
         return peak * step / warmup_steps
     done = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
     return end + (peak - end) * 0.5 * (1.0 + math.cos(math.pi * done))
+
+
+def cosine(step: int, steps: int, start: float, end: float) -> float:
+    """Half a cosine from `start` at step 0 to `end` at `step == steps`, kept from there; it may rise or fall.
+
+    Source: DINO's `cosine_scheduler` (weight decay 0.04 to 0.4, momentum 0.996 to 1), with steps for iterations.
+    """
+    return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, step / max(1, steps))))

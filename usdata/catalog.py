@@ -416,11 +416,12 @@ def _distinct(names: list[str]) -> list[str]:
 
 
 def duckdb_is_fresh(lake: Lake) -> bool:
-    """Whether `catalog.duckdb` was written whole, after every part of the catalog."""
+    """Whether `catalog.duckdb` was written whole, after every part of the catalog and curation's tables."""
     path = lake.root / "catalog.duckdb"
     if not path.exists() or _duckdb_draft(lake).exists():
         return False
-    return all(part.stat().st_mtime_ns <= path.stat().st_mtime_ns for part in lake.catalog_files())
+    parts = [*lake.catalog_files(), *(table for table in _curation(lake) if table.exists())]
+    return all(part.stat().st_mtime_ns <= path.stat().st_mtime_ns for part in parts)
 
 
 def _duckdb_draft(lake: Lake) -> Path:

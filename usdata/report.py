@@ -252,11 +252,7 @@ def _run_facts(lake: Lake, cohort: Cohort, run: Run) -> dict[str, Any]:
     sql, wanted = str(run.facts.get("cohort_sql", "all")), str(run.facts.get("cohort_hash", ""))
     own = _own(lake, run)
     rights = [] if own is None else own.table(["synthetic", "dataset", "redistribution", "licence"]).to_pylist()
-    private = {
-        r["dataset"]
-        for r in rights
-        if r["redistribution"] not in FREE or not is_stated(r["licence"])
-    }
+    private = {r["dataset"] for r in rights if r["redistribution"] not in FREE or not is_stated(r["licence"])}
     scored = [_find(lake, score["cohort_sql"] or "all", score["cohort_hash"]) for score in run.scores]
     seen = own is not None and any(pc.any(pc.is_in(s.ids, own.ids.combine_chunks())).as_py() for s in scored if s)
     config = run.config

@@ -37,7 +37,9 @@ def tell_split(split: Split, as_json: bool) -> None:
         )
         print_rows(rows, as_json=True)
         print_rows((leak.record() for leak in split.leaks), as_json=True)
-        print_rows([{"kind": "split", "counts": counts_of(split), "stale": split.stale, "written": bool(split.written)}], True)
+        print_rows(
+            [{"kind": "split", "counts": counts_of(split), "stale": split.stale, "written": bool(split.written)}], True
+        )
         _say_stale(split.stale)
     else:
         _table(map(for_people, dataset_rows(*parts)), "data sets: images in groups, by split")

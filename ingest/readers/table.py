@@ -22,10 +22,13 @@ class _Joined:
     """
 
     table: Table
+    fold: bool = False  # whether keys that differ in case are one, as paths are of a card that ignores case
     rows: dict[str, dict[str, str] | None] = field(default_factory=dict)
     used: set[str] = field(default_factory=set)
     files: list[str] = field(default_factory=list)
     keyless: int = 0  # rows whose key is empty or a word for missing
+    asked: int = 0  # items that were looked up
+    rowless: int = 0  # of them, those without a row
     # Of a table that counts pictures (`position`): what stands before and behind the number in a key, and the folder ->
     # how many pictures are there.
     counted: dict[tuple[str, str, str], int] = field(default_factory=dict)
@@ -52,7 +55,8 @@ class Tables:
                 file that is one row of many, of one patient say, is put among the `unreadable` instead.)
         """
         tables = cls(
-            [_Joined(table) for table in card.tables], card.layout.example.get("table", ()) if card.layout else ()
+            [_Joined(table, bool(card.layout and card.layout.ignore_case)) for table in card.tables],
+            card.layout.example.get("table", ()) if card.layout else (),
         )
         for path, number, groups in sorted((path, *one) for path, found in files.items() for one in found):
             if number >= len(card.tables):
@@ -82,7 +86,8 @@ class Tables:
         for one in self.joined:
             names = PLACEHOLDER.findall(one.table.match) or [one.table.match]
             if "position" in names and all(name in item for name in names):
-                before, _, after = fill_template(one.table.match, {**item, "position": "\0"}).partition("\0")
+                pattern = fill_template(one.table.match, {**item, "position": "\0"})
+                before, _, after = (pattern.casefold() if one.fold else pattern).partition("\0")
                 folder = item["path"].rpartition("/")[0]
                 place = before, after, folder
                 one.counted[place] = max(one.counted.get(place, 0), int(item["position"]) + 1)
@@ -117,12 +122,15 @@ class Tables:
                 continue
             names = PLACEHOLDER.findall(one.table.match) or [one.table.match]
             key = fill_template(one.table.match, item) if all(name in item for name in names) else ""
+            key = key.casefold() if one.fold else key
             row = one.rows.get(key, {}) if key else {}
+            one.used.add(key)
+            one.asked += 1
+            one.rowless += key not in one.rows
             if row is None:
                 raise Refused("duplicate_key_in_table", f"{one.files[0]}: differing rows for {key!r}.", "join")
             if not row and one.table.every_item:
                 raise Refused("label_missing", f"{one.files[0]} has no row for {key!r}.", "join")
-            one.used.add(key)
             for column, value in one.table.columns.items():
                 word = _cell(value, row)
                 if not word and one.table.every_item and not value.optional:
@@ -134,6 +142,9 @@ class Tables:
         for one in self.joined:
             if one.keyless:
                 yield f"{_files(one)}: {one.keyless} rows have no {one.table.key} and belong to nothing"
+            if one.rowless and not one.table.every_item:  # of such a table each of them is refused
+                columns = ", ".join(one.table.columns)
+                yield f"{_files(one)}: {one.rowless} of {one.asked} items have no row, so no {columns}"
             if not one.files:
                 yield f"no {name_of(one.table.file, self.examples)}: {', '.join(one.table.columns)} stay unknown"
             elif left := sorted(set(one.rows) - one.used):
@@ -172,6 +183,7 @@ def _add(dataset: str, one: _Joined, path: str, place: Path, groups: Mapping[str
         words = {name: word for name in kept if (word := _word(row, name)) is not None}
         known |= words.keys()
         key = fill_template(one.table.key, words) if all(name in words for name in key_names) else ""
+        key = key.casefold() if one.fold else key
         if not key:
             one.keyless += 1
         elif one.rows.setdefault(key, words) != words:

@@ -230,6 +230,26 @@ def test_a_folder_that_lacks_a_picture_is_not_joined_by_position(tmp_path):
     assert "all pictures" in (error.value.hint or "")
 
 
+def test_a_card_that_ignores_case_joins_rows_whatever_the_case_of_their_keys(tmp_path):
+    (tmp_path / "t.csv").write_text("file,who\ncov-a,Atlas\nCov-B,Atlas\nx,1\nX,2\n")
+    table = {"file": r"t\.csv", "key": "file", "match": "stem", "columns": {"patient": "who"}}
+    layout = {"image": r"(?P<folder>\w+)/(?P<stem>[\w-]+)\.png"}
+    paths = "a/Cov-A.png", "a/cov-b.png", "a/x.png"
+    found = listing(tmp_path, *paths, tables=[table], layout=layout | {"ignore_case": True})
+    assert {item.fields["patient"] for item in found.items} == {"mine-Atlas"} and len(found.items) == 2
+    assert [(problem.path, problem.reason) for problem in found.problems] == [("a/x.png", "duplicate_key_in_table")]
+    assert not found.notes
+    exact = listing(tmp_path, *paths, tables=[table], layout=layout)
+    assert [item.fields.get("patient") for item in exact.items] == [None, None, "mine-1"]
+
+
+def test_items_that_an_optional_table_has_no_row_for_are_counted(tmp_path):
+    (tmp_path / "t.csv").write_text("file,who\nx,1\n")
+    table = {"file": r"t\.csv", "key": "file", "match": "stem", "columns": {"patient": "who"}}
+    assert listing(tmp_path, "a/x.png", tables=[table]).notes == ()
+    assert listing(tmp_path, "a/y.png", tables=[table]).notes == ("t.csv: 1 of 2 items have no row, so no patient",)
+
+
 def test_two_sheets_of_one_file_are_two_tables_and_the_file_counts_once(tmp_path):
     book(tmp_path / "t.xlsx", one=[["k", "v"], ["x", 1.5]], two=[["k", "v"], ["x", 2.5]])
     columns = [{"targets.first": "v"}, {"targets.second": "v"}]

@@ -17,7 +17,8 @@ from fakes.split_rows import write_duplicates, write_rows
 
 from ingest.card import get_card, load_card
 from ingest.run import ingest
-from usdata import cli, split_tell
+from usdata import cli, split, split_tell
+from usdata.catalog import duckdb_is_fresh
 from usdata.dedup import near_duplicate_groups
 from usdata.errors import ConfigError, LakeError, UsdataError
 from usdata.lake import Lake
@@ -106,6 +107,19 @@ def test_verify_and_the_shell_s_views_know_the_split(tmp_path):
         str(lake.root / "catalog.duckdb"), read_only=True, config={"file_search_path": str(lake.root)}
     ) as c:
         assert c.sql("select count(*) from samples where split is null").fetchall() == [(0,)]
+
+
+def test_a_split_killed_before_the_shell_s_views_were_written_is_seen_and_made_whole(lake, monkeypatch):
+    def killed(lake):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(split, "write_duckdb", killed)
+        make_split(lake)
+    assert not duckdb_is_fresh(lake)
+    before = words(lake)
+    make_split(lake)
+    assert duckdb_is_fresh(lake) and words(lake) == before
 
 
 def test_what_comes_later_is_placed_and_nothing_else_moves(lake):

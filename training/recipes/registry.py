@@ -25,7 +25,32 @@ C = TypeVar("C", bound=type)
 class Recipe(Protocol):
     """An `nn.Module` built from its frozen config: `Recipe(cfg)`.
 
-    Optional: `after_step()`, called after each update; `network_input(images)`, what the exported encoder takes.
+    Besides what is listed below, a recipe may have any of these; the trainer asks whether it does:
+
+    `optimisers` (ClassVar or property): name -> {"kind": "adamw" or "adam", "betas": (b1, b2), "lr": a constant rate
+        (None: the run's schedule), "weight_decay", "clip_grad", "eps"}, every key optional, what is left out is the
+        run's; see `training.optimisers.OptimiserSpec`. Without it there is one AdamW, "main".
+        The groups of `param_groups` then name theirs: {"params", "optimiser": "discriminator", "lr_scale": 0.1,
+        "no_decay": True}, again all but "params" optional ("main", 1, False).
+        `step` gives each its own loss: "loss" is that of "main", "loss/discriminator" that of "discriminator". Each is
+        backpropagated into the parameters of its own optimiser and into no others, so nothing needs to be frozen; an
+        optimiser whose loss is not among the terms of a step leaves its parameters as they are.
+    `after_step(progress)`: called after each update with the share of the run's steps that are done, in (0, 1]: EMA,
+        centre, temperatures. What it keeps lives in registered buffers, or in parameters of no optimiser, so that a
+        checkpoint holds it. Means over the batch that it needs: add up in buffers during `step` (it is called once per
+        micro-batch) and take them through `training.distributed.mean_over_ranks` here.
+    `columns` (ClassVar or property): catalog columns that a step needs beside the image, e.g. ("organ",); and
+    `conditions(columns)`: makes tensors of them, {"organ": ["breast", None, ...]} -> {"organ": int64 (n,)}. Words come
+        as lists with None where unknown, numbers as tensors. The result is put among the `draws` of `step` and
+        `pictures` under the same names, and is passed to `encode(images, **conditions)` where labels may be used;
+        `encode(images)` alone must work too.
+    `facts()`: {name: text} that goes into the metadata of weights and checkpoint; loading refuses other values, e.g.
+        {"classes": '["breast", "heart"]'}.
+    `network_input(images)`: what the exported encoder takes.
+    `checkpointed()`: the modules that `grad_checkpointing` recomputes; by default every member of a container `blocks`.
+
+    For bf16: `training.precision.full_precision` decorates what must stay fp32 under autocast (FFT, SSIM, log-softmax
+    of small temperatures). Which parameters get a gradient may depend on the progress, never on the data or the rank.
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]]
@@ -42,7 +67,10 @@ class Recipe(Protocol):
         """
 
     def step(self, images: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Scalars: "loss" and each raw term. A pure function of weights, uint8 images (B, 1, 256, 256) and draws."""
+        """Scalars: "loss", "loss/<optimiser>" of any other, and each raw term.
+
+        A pure function of weights, buffers, uint8 images (B, 1, 256, 256) and draws.
+        """
 
     def pictures(self, images: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Named stages of the step, each float32 (B, 1, S, S) in [0, 1]."""
@@ -54,7 +82,10 @@ class Recipe(Protocol):
         """Pooled features (B, D), float32, of the deterministic view of uint8 images (B, 1, 256, 256)."""
 
     def encoder_export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """State dict and `model_name`, `model_args` of the `timm.create_model` call that loads it strictly."""
+        """State dict and `model_name`, `model_args` of the `timm.create_model` call that loads it strictly.
+
+        Where timm cannot build the encoder: `model_name` None, and the facts to build it by under "arch".
+        """
 
 
 def recipe(name: str, config: type[BaseModel]) -> Callable[[C], C]:
