@@ -31,6 +31,8 @@ FREE_ON_RESUME = frozenset(
         "probe_label",
         "pictures_every",
         "picture_images",
+        "rank_timeout",
+        "tensorboard",
     }
 )
 
@@ -55,12 +57,15 @@ class RunConfig(BaseModel):
     min_lr: float = Field(0.0, ge=0)  # MAE: learning rate after the last step
     warmup: float = Field(0.05, ge=0, lt=1)  # share of the steps with rising rate; MAE: 40 of 800 epochs
     weight_decay: float = Field(0.05, ge=0)  # MAE; never on biases, norms and other 1-D parameters
+    weight_decay_end: float | None = Field(None, ge=0)  # decay after the last step, by half a cosine; None: constant
     betas: tuple[float, float] = (0.9, 0.95)  # MAE
-    clip_grad: float | None = Field(None, gt=0)  # largest gradient norm; None: as it comes (MAE)
+    clip_grad: float | None = Field(None, gt=0)  # largest gradient norm, per optimiser; None: as it comes (MAE)
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"  # auto: bf16 where a GPU supports it, else fp32
     compile: bool | Literal["auto"] = "auto"  # auto: on a GPU only; on a CPU it costs a minute and gains nothing
+    grad_checkpointing: bool = False  # keep no activations inside the blocks: less memory, a third more computing
     device: str = "auto"  # auto, cpu, cuda, cuda:1
+    rank_timeout: float = Field(1800.0, gt=0)  # seconds a rank waits for the others before it gives up
 
     gamma: float | None = 0.5  # P(group) ~ N^gamma: 1 proportional, 0.5 1/sqrt(N) per image, 0 uniform; null: no draws
     by: str = "organ"  # the catalog column that makes the groups
@@ -76,6 +81,7 @@ class RunConfig(BaseModel):
     probe_label: str | None = None  # catalog column; None: `label` where there are two of it, else `organ`
     pictures_every: int = Field(0, ge=0)  # reconstructions as PNG; 0: never
     picture_images: int = Field(6, gt=0)
+    tensorboard: bool | Literal["auto"] = "auto"  # auto: where it is installed
 
     recipe_config: dict[str, Any] = Field(default_factory=dict)  # the recipe's own, complete with its defaults
 
@@ -85,6 +91,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
         if self.min_lr > self.peak_lr:
             raise ValueError(f"min_lr {self.min_lr} is above the peak learning rate {self.peak_lr}")
+        if self.weight_decay_end is not None and not self.weight_decay:
+            raise ValueError("weight_decay_end needs a weight_decay above 0 to begin with")
         return self
 
     @property

@@ -96,7 +96,8 @@ def _heading(group: Shown) -> str:
 
 def _lines(fact: dict[str, Any]) -> list[str]:
     """What stands below an image."""
-    clip = None if fact["clip"] is None else f"clip {fact['clip']}, frame {fact['frame']}"
+    frame = "" if fact["frame"] is None else f", frame {fact['frame']}"
+    clip = None if fact["clip"] is None else f"clip {fact['clip']}{frame}"
     rest = [
         fact["label"] or "no label",
         None if fact["patient"] is None else f"patient {fact['patient']}",

@@ -13,6 +13,7 @@ from ingest.readers.shapes import Shape
 from usdata.errors import DataError
 
 _CROSSINGS = 1 << 22  # of edges and rows at once: 100 MB
+_INSIDE = 0.5  # share of a shape's box that must lie in the picture; ours: drawings overshoot by a few pixels
 
 
 def draw_mask(shapes: Iterable[Shape], spec: Masks, shape: tuple[int, int]) -> NDArray[np.uint8]:
@@ -29,7 +30,7 @@ def draw_mask(shapes: Iterable[Shape], spec: Masks, shape: tuple[int, int]) -> N
 
     Raises:
         DataError: step mask; reasons annotation_unreadable (a shape can't be used), mask_size (the annotation is of a
-            picture of another size), shape_outside (nothing of a shape lies in the picture).
+            picture of another size), shape_outside (nothing or little of a shape lies in the picture).
     """
     merged = np.zeros(shape, np.uint8)
     for one in shapes:
@@ -101,9 +102,17 @@ def _area(one: Shape, spec: Masks, shape: tuple[int, int]) -> NDArray[np.bool_]:
         (x0, y0), (x1, y1) = points
         points = np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1)])
     x, y = points.T
-    if x.max() <= 0 or y.max() <= 0 or x.min() >= shape[1] or y.min() >= shape[0]:
+    if x.max() <= 0 or y.max() <= 0 or x.min() >= shape[1] or y.min() >= shape[0] or _inside(points, shape) < _INSIDE:
         raise _outside(one, shape)
     return fill_polygon(points, shape)
+
+
+def _inside(points: NDArray[np.float64], shape: tuple[int, int]) -> float:
+    """The share of a shape's box that lies in the picture: little of a shape that was drawn on a larger picture."""
+    low, high = points.min(axis=0), points.max(axis=0)
+    within = np.clip(high, 0, shape[::-1]) - np.clip(low, 0, shape[::-1])
+    whole = np.where(high > low, high - low, 1)
+    return float(np.prod(np.where(high > low, within / whole, 1)))
 
 
 def _other_size(one: Shape, shape: tuple[int, int]) -> DataError:
@@ -113,7 +122,7 @@ def _other_size(one: Shape, shape: tuple[int, int]) -> DataError:
 
 
 def _outside(one: Shape, shape: tuple[int, int]) -> DataError:
-    text = f"The shape of {one.name} lies outside the image of {shape[1]} x {shape[0]} pixels."
+    text = f"The shape of {one.name} lies outside the image of {shape[1]} x {shape[0]} pixels, all or most of it."
     return _error("shape_outside", text)
 
 

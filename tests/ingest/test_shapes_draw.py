@@ -154,6 +154,14 @@ def test_an_ellipse_needs_radii(values):
         ellipse(*values)
 
 
+def test_a_shape_that_lies_mostly_outside_was_drawn_on_another_picture():
+    spec = Masks(kind="drawn", classes=("background", "mass"))
+    with pytest.raises(DataError) as caught:
+        draw_mask([Shape.of("mass", "polygon", [(30, 30), (250, 30), (250, 190), (30, 190)])], spec, (48, 64))
+    assert caught.value.reason == "shape_outside"
+    assert draw_mask([Shape.of("mass", "box", [(-3, -2), (70, 50)])], spec, (48, 64)).all()  # drawn past the border
+
+
 def test_marks_are_written_as_boxes_and_points_with_short_numbers():
     shapes = [Shape.of("mass", "box", [(9.0, 7.5), (2.0, 3.0)]), Shape.of("hinge", "points", [(1 / 3, 2)])]
     assert json.loads(marks_json(shapes, (20, 30))) == [

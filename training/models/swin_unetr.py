@@ -118,16 +118,16 @@ class SwinUNETR2d(nn.Module):
 
     def latent_width(self, kind: Latent = "gap") -> int:
         """Length of `Encoded.latent(kind)`."""
-        return {"gap": 1, "gap_max": 2, "multi": 30 / 16}[kind] * self.width // 1  # type: ignore[return-value]
+        return {"gap": 16, "gap_max": 32, "multi": 30}[kind] * self.width // 16
 
     def encode(self, x: Tensor) -> Encoded:
         """Latent and feature maps of (B, 1, H, W) in [-1, 1]; the decoder is not run.
 
         Raises:
-            ValueError: H or W is not a multiple of 32.
+            ValueError: the images are not square, or their side is not a multiple of 32.
         """
-        if x.shape[-1] % 32 or x.shape[-2] % 32:
-            raise ValueError(f"sides must be multiples of 32, not {tuple(x.shape[-2:])}")
+        if x.shape[-1] % 32 or x.shape[-1] != x.shape[-2]:
+            raise ValueError(f"images must be square with a side that is a multiple of 32, not {tuple(x.shape[-2:])}")
         vit = self.net.swinViT
         x = vit.patch_embed(x)
         states = [x]
@@ -170,9 +170,9 @@ class _Stage(nn.Module):
         for block in self.blocks:
             block.attn = _Attention(cast(WindowAttention, block.attn), min(side, self.window[0]))
         self.side = side
-        self.register_buffer("mask", self._mask(side, side, torch.device("cpu")), persistent=False)
+        self.register_buffer("mask", self._mask(side, side, None), persistent=False)
 
-    def _mask(self, height: int, width: int, device: torch.device) -> Tensor:
+    def _mask(self, height: int, width: int, device: torch.device | None) -> Tensor:
         """0 between tokens of one region, -100 between tokens that only the cyclic shift brought together."""
         window, shift = get_window_size((height, width), self.window, self.shift)
         padded = [-(-length // w) * w for length, w in zip((height, width), window, strict=True)]
