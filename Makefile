@@ -23,10 +23,10 @@ demo: $(VENV)/.run  ## simulated images -> lake -> SQL -> pretraining -> score -
 	$(BIN)/usdata demo --out demo
 
 test: $(VENV)/.dev  ## the whole test suite
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not study and not deid and not recipes"
+	$(BIN)/python -m pytest -q -n 3 --dist loadfile -m "not study and not deid and not recipes"
 
 test-deid: $(VENV)/.dev  ## de-identification whole: planted secrets in every place, 5,000 mutated files
-	$(BIN)/python -m pytest -q -n 2 tests/deid tests/pipelines/test_private_dvc.py -m "not study"
+	$(BIN)/python -m pytest -q -n 3 tests/deid tests/pipelines/test_private_dvc.py tests/pipelines/test_private_flow.py -m "not study"
 
 test-recipes: $(VENV)/.dev  ## every recipe overfits a batch, resumes bit for bit, and gives the same under DDP
 	$(BIN)/python -m pytest -q tests/training -m "not study"

@@ -114,6 +114,7 @@ def refuse_second_part(monkeypatch: pytest.MonkeyPatch, both: bool = False) -> N
     monkeypatch.setattr(plan, "MAX_SAMPLES", 4)
 
 
+@pytest.mark.deid
 def test_a_clip_longer_than_a_shard_is_divided_and_is_one_item(
     source: Path, key: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +139,7 @@ def test_a_clip_of_which_one_part_is_refused_stays_out_whole(
     assert states == [("accepted", 1), ("quarantined", 0)]
 
 
+@pytest.mark.deid
 def test_a_cine_of_more_frames_than_are_sampled_comes_in_whole(key: Path, tmp_path: Path) -> None:
     root = tmp_path / "source"
     screen = draw_screen("curved", 3, SIZE, frames=70, colour=False)

@@ -25,6 +25,7 @@ def shell(line: str, folder: Path, home: Path) -> subprocess.CompletedProcess[st
     return subprocess.run(["bash", "-c", line], cwd=folder, env=clean, capture_output=True, text=True)
 
 
+@pytest.mark.deid
 @pytest.mark.slow
 def test_the_commands_of_the_page_run_as_printed(tmp_path):
     home = tmp_path / "home"
@@ -73,6 +74,7 @@ def test_every_file_that_the_page_names_exists():
     assert list((PROJECT / "ingest" / "deid" / "vocab").glob("*.yaml"))
 
 
+@pytest.mark.deid
 @pytest.mark.slow
 def test_the_example_finds_nothing_of_the_patient_it_made_up(tmp_path):
     home = tmp_path / "home"

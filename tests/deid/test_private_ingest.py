@@ -96,6 +96,7 @@ def test_a_birth_date_gives_an_age_and_a_study_date_moves_by_the_patients_own_da
     assert len(days) == 1 and "2011-03-04" <= days.pop() < "2021-03-04"
 
 
+@pytest.mark.deid
 def test_the_same_files_and_key_give_the_same_bytes_with_two_workers(
     source: Path, key: Path, done: tuple[Lake, IngestReport, Path], tmp_path: Path
 ) -> None:
@@ -109,6 +110,7 @@ def test_a_second_run_builds_nothing(source: Path, key: Path, tmp_path: Path) ->
     assert (again.built, again.changed) == (0, False)
 
 
+@pytest.mark.deid
 def test_another_key_gives_other_ids_and_the_same_pixels(
     source: Path, done: tuple[Lake, IngestReport, Path], tmp_path: Path
 ) -> None:
@@ -119,6 +121,7 @@ def test_another_key_gives_other_ids_and_the_same_pixels(
     assert sorted(r["pixel_xxh"] for r in mine) == sorted(r["pixel_xxh"] for r in other)
 
 
+@pytest.mark.deid
 def test_another_key_is_refused_where_the_data_set_is(source: Path, key: Path, tmp_path: Path) -> None:
     bring(source, tmp_path, key)
     with pytest.raises(CardError, match="with another key"):
@@ -165,6 +168,7 @@ def test_shards_are_not_in_the_order_of_names(done: tuple[Lake, IngestReport, Pa
         assert inside == sorted(inside)
 
 
+@pytest.mark.deid
 def test_a_private_lake_verifies_and_is_rebuilt_from_its_shards(source: Path, key: Path, tmp_path: Path) -> None:
     lake, _ = bring(source, tmp_path, key)
     assert not list(verify(lake))

@@ -134,12 +134,14 @@ def test_a_run_that_dies_before_any_change_of_the_file_system_is_finished_by_the
     assert int(kills.in_fresh_process(__file__, "killed_at_every_step", folder, tmp_path)) > 20
 
 
+@pytest.mark.study
 @pytest.mark.slow
 def test_a_reader_sees_the_old_data_set_or_none_or_the_new_one_while_it_is_replaced(tmp_path):
     folder = write_folder(tmp_path / "source", images=4)
     assert int(kills.in_fresh_process(__file__, "killed_while_replacing", folder, tmp_path)) > 20
 
 
+@pytest.mark.study
 @pytest.mark.slow
 def test_runs_with_two_workers_killed_at_random_moments_all_end_in_the_same_bytes(tmp_path):
     folder = write_organs(tmp_path / "source", images=32)

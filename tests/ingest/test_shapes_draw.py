@@ -95,8 +95,8 @@ def test_a_run_beyond_the_last_pixel_and_a_shape_beside_the_picture_are_refused(
 
 
 def test_what_sticks_out_of_the_picture_is_cut():
-    mask = draw_mask([Shape.of("liver", "box", [(-3, 6), (2, 99)])], SPEC, (8, 9))
-    assert mask.sum() == 2 * 2 and mask[6:, :2].all()
+    mask = draw_mask([Shape.of("liver", "box", [(-1, 5), (4, 9)])], SPEC, (8, 9))
+    assert mask.sum() == 3 * 4 and mask[5:, :4].all()
 
 
 def test_points_and_open_lines_enclose_nothing_and_closed_lines_do():

@@ -76,6 +76,7 @@ def told(*words: str) -> Iterator[Any]:
 # --- a run that goes well ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.deid
 def test_the_flow_writes_what_the_plain_function_writes_and_tells_prefect_nothing(private, world, tmp_path, capfd):
     lake = tmp_path / "lake"
     record = private.ingest_private("site_a", lake=lake, organ="thyroid", workers=2)
@@ -127,6 +128,7 @@ def test_serve_tells_how_to_ask_for_it_where_folder_and_key_are_known(world, tmp
 # --- runs that fail ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.deid
 @pytest.mark.parametrize("variable", ["USDATA_PRIVATE_DIR", "USDATA_DEID_KEY_FILE"])
 def test_a_worker_that_was_not_told_where_things_are_says_so(private, world, tmp_path, monkeypatch, variable):
     monkeypatch.delenv(variable)
@@ -134,24 +136,28 @@ def test_a_worker_that_was_not_told_where_things_are_says_so(private, world, tmp
     assert state.is_failed() and variable in state.message
 
 
+@pytest.mark.deid
 def test_a_name_without_a_folder_is_told_without_the_place(private, world, tmp_path):
     state = private.ingest_private("site_b", lake=tmp_path / "lake", return_state=True)
     assert state.is_failed() and "USDATA_PRIVATE_DIR holds no folder of that name" in state.message
     assert str(world.source) not in state.message
 
 
+@pytest.mark.deid
 @pytest.mark.parametrize("name", ["../site_a", "/etc", "Site", "a" * 41])
 def test_a_name_that_is_no_data_sets_name_is_refused_before_anything_is_opened(private, world, tmp_path, name):
     state = private.ingest_private(name, lake=tmp_path / "lake", return_state=True)
     assert state.is_failed() and not (tmp_path / "lake").exists()
 
 
+@pytest.mark.deid
 def test_a_key_that_others_can_read_is_refused_without_showing_where_it_lies(private, world, tmp_path):
     world.key.chmod(0o644)
     state = private.ingest_private("site_a", lake=tmp_path / "lake", return_state=True)
     assert state.is_failed() and "$USDATA_DEID_KEY_FILE" in state.message and str(world.key) not in state.message
 
 
+@pytest.mark.deid
 def test_an_empty_folder_fails_the_run_by_its_reason(private, world, tmp_path):
     (world.source / "empty").mkdir()
     state = private.ingest_private("empty", lake=tmp_path / "lake", return_state=True)
@@ -168,6 +174,7 @@ ERRORS: list[Callable[[Path], Exception]] = [
 ]
 
 
+@pytest.mark.deid
 def test_no_error_brings_a_name_to_prefect(private, world, tmp_path, monkeypatch, caplog):
     found, said = needles(world), set()
     planned = [("finish", ERRORS[0]), *(("prepare", make) for make in ERRORS)]
