@@ -89,6 +89,26 @@ def refuse_another_run(saved: Mapping[str, Any], cfg: RunConfig, cohort_hash: st
         )
 
 
+def own_facts(recipe: Any) -> dict[str, str]:
+    """What a recipe says of itself beside its config, e.g. its class list; {} where it says nothing."""
+    return dict(recipe.facts()) if hasattr(recipe, "facts") else {}
+
+
+def refuse_other_facts(recipe: Any, saved: Mapping[str, Any], path: Path) -> None:
+    """Weights mean what they meant when they were trained: class 3 is the same organ.
+
+    Raises:
+        ConfigError: names each fact that differs.
+    """
+    wrong = [
+        f"{name} was {saved.get(name)!r}, now {value!r}"
+        for name, value in own_facts(recipe).items()
+        if saved.get(name) != value
+    ]
+    if wrong:
+        raise ConfigError(f"The weights in {path} are of another kind: {'; '.join(wrong)}.", step="load")
+
+
 def build(cfg: RunConfig) -> Any:
     """The recipe's module with its first weights, which `cfg.seed` decides; the global random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
@@ -119,14 +139,14 @@ def save_recipe(recipe: Any, cfg: RunConfig, out: Path, facts: Mapping[str, str]
 
 
 def export_encoder(recipe: Any, cfg: RunConfig, out: Path, facts: Mapping[str, str]) -> Path:
-    """Write OUT/encoder.safetensors under timm's names, and prove that timm loads it to equal features.
+    """Write OUT/encoder.safetensors, and prove that it loads to equal features: by timm, or else by `load_encoder`.
 
     Args:
         recipe: has `encoder_export()`, which gives the state dict and {"model_name", "model_args", "mean", "std", ...}.
         facts: further metadata, e.g. the cohort's hash and the code's version.
 
     Raises:
-        UsdataError: timm refuses the file, or computes other features from it.
+        UsdataError: timm refuses the file, or other features come from it.
     """
     state, meta = recipe.encoder_export()
     metadata = {key: value if isinstance(value, str) else json.dumps(value) for key, value in meta.items()}
@@ -135,7 +155,35 @@ def export_encoder(recipe: Any, cfg: RunConfig, out: Path, facts: Mapping[str, s
     _save_tensors(path, state, metadata)
     if meta.get("model_name"):
         check_timm_loads(path, state, meta, recipe)
+    elif "model_name" in meta and meta["model_name"] is None:
+        check_rebuilds(recipe, out)
     return path
+
+
+def check_rebuilds(recipe: Any, out: Path) -> None:
+    """The self-test of an encoder that timm cannot build: `load_encoder(out)` computes what `recipe` does.
+
+    Raises:
+        UsdataError: it computes other features (beyond 1e-3 of their scale).
+    """
+    stored = torch.randint(0, 256, (2, 1, 256, 256), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    expected = _features(recipe, stored)
+    if not torch.allclose(_features(load_encoder(out), stored), expected, rtol=1e-3, atol=_tolerance(expected)):
+        raise UsdataError(f"The weights in {out} give other features than the encoder they are of.", step="export")
+
+
+def _features(recipe: Any, stored: Tensor) -> Tensor:
+    """`recipe.encode` in eval mode, on the CPU."""
+    was_training = recipe.training
+    recipe.eval()
+    with torch.inference_mode():
+        found: Tensor = recipe.encode(stored.to(next(recipe.parameters()).device)).cpu()
+    recipe.train(was_training)
+    return found
+
+
+def _tolerance(expected: Tensor) -> float:
+    return 1e-3 * float(expected.abs().max())
 
 
 def check_timm_loads(path: Path, state: Mapping[str, Tensor], meta: Mapping[str, Any], recipe: Any) -> None:
@@ -164,14 +212,11 @@ def check_timm_loads(path: Path, state: Mapping[str, Tensor], meta: Mapping[str,
             raise UsdataError(f"timm computes other features from {path} than the trained encoder.", step="export")
         if not hasattr(recipe, "network_input"):
             return
-        device = next(recipe.parameters()).device
-        stored = torch.randint(0, 256, (2, 1, 256, 256), generator=source, dtype=torch.uint8).to(device)
-        was_training = recipe.training
-        recipe.eval()
-        expected = recipe.encode(stored).cpu()
-        found = loaded(recipe.network_input(stored).cpu().float())
-        recipe.train(was_training)
-    if not torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.abs().max())):
+        stored = torch.randint(0, 256, (2, 1, 256, 256), generator=source, dtype=torch.uint8)
+        expected = _features(recipe, stored)
+        seen = recipe.network_input(stored.to(next(recipe.parameters()).device)).cpu().float()
+        found = loaded(seen)
+    if not torch.allclose(found, expected, rtol=1e-3, atol=_tolerance(expected)):
         raise UsdataError(
             f"timm computes other features from {path} than `{meta['model_name']}.encode`.", step="export"
         )
@@ -195,6 +240,7 @@ def load_encoder(directory: Path | str) -> Any:
     config = recipe_config(facts["recipe"], json.loads(facts["recipe_config"]))
     with torch.random.fork_rng(devices=[]):
         recipe: Any = registry.get(facts["recipe"])[0](config)
+    refuse_other_facts(recipe, facts, path)
     _load_strictly(recipe, state, path)
     return recipe.eval()
 

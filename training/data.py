@@ -37,6 +37,32 @@ def rows(draws: dict[str, Tensor], start: int, stop: int) -> dict[str, Tensor]:
     return {name: value[start:stop] for name, value in draws.items()}
 
 
+def merged(draws: dict[str, Tensor], known: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Draws and conditions as one mapping, which is what `step` gets.
+
+    Raises:
+        ValueError: a name is in both.
+    """
+    if both := draws.keys() & known.keys():
+        raise ValueError(f"the recipe draws {sorted(both)}, which its conditions name too")
+    return {**draws, **known}
+
+
+def conditions(recipe: Any, columns: dict[str, Any], n: int) -> dict[str, Tensor]:
+    """What a recipe makes of the catalog columns of `n` images; {} where it asks for none.
+
+    Raises:
+        ValueError: a tensor whose first dimension is not `n`.
+    """
+    if not getattr(recipe, "columns", ()):
+        return {}
+    known: dict[str, Tensor] = recipe.conditions(columns)
+    for name, value in known.items():
+        if len(value) != n:
+            raise ValueError(f"conditions gave {len(value)} rows of {name!r} for {n} images")
+    return known
+
+
 def read_images(cohort: Any, places: NDArray[np.int64]) -> NDArray[np.uint8]:
     """Images of a cohort at some places of its fixed order, uint8 (n, 256, 256)."""
     images: NDArray[np.uint8] = cohort.images(places)
@@ -49,22 +75,24 @@ class Feed:
     Args:
         loader: yields dicts with "image", uint8 (n, 1, 256, 256); has `state_dict`, `load_state_dict` and `epoch`.
         images: n, how many images every batch must have.
+        columns: catalog columns that come with each batch.
 
     `waited` sums the seconds spent waiting for the loader.
     """
 
-    def __init__(self, loader: Any, images: int) -> None:
-        self.loader, self.images, self.waited = loader, images, 0.0
+    def __init__(self, loader: Any, images: int, columns: tuple[str, ...] = ()) -> None:
+        self.loader, self.images, self.columns, self.waited = loader, images, columns, 0.0
         self._batches: Iterator[dict[str, Any]] | None = None
 
-    def next(self) -> Tensor:
-        """The next batch of images, uint8 (n, 1, 256, 256)."""
+    def next(self) -> tuple[Tensor, dict[str, Any]]:
+        """The next batch: images, uint8 (n, 1, 256, 256), and the columns' values, as the loader gives them."""
         start = time.perf_counter()
-        images: Tensor = self._next()["image"]
+        batch = self._next()
         self.waited += time.perf_counter() - start
+        images: Tensor = batch["image"]
         if len(images) != self.images:
             raise UsdataError(f"The loader gave {len(images)} images where a step needs {self.images}.", step="read")
-        return images
+        return images, {name: batch[name] for name in self.columns}
 
     def _next(self) -> dict[str, Any]:
         for _ in range(2):  # a loader restored at the very end of an epoch has an empty one first

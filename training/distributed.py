@@ -4,12 +4,16 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from usdata.errors import ConfigError
+from usdata.errors import ConfigError, UsdataError
+
+_LOST = ("gloo", "nccl", "timed out", "timeout", "connection", "socket")  # words in messages of a broken group
 
 
 @dataclass(frozen=True)
@@ -56,12 +60,49 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
+def mean_over_ranks(values: Tensor) -> Tensor:
+    """Mean of equally shaped `values` over the ranks, without a gradient; themselves without torchrun.
+
+    For recipes: statistics of the global batch, such as a centre. Every rank must make the call.
+    """
+    values = values.detach()
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return values
+    values = values.clone()
+    dist.all_reduce(values, op=dist.ReduceOp.SUM)
+    return values / dist.get_world_size()
+
+
 @contextmanager
-def world(device: str = "auto") -> Iterator[World]:
+def explain_lost_ranks(peers: World, out: Path) -> Iterator[None]:
+    """Say what it means when another rank dies, or does not answer within the group's timeout.
+
+    Raises:
+        UsdataError: another rank is gone.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        words = str(error).lower()
+        ours = isinstance(error, torch.OutOfMemoryError)
+        if peers.size == 1 or ours or not (isinstance(error, dist.DistError) or any(word in words for word in _LOST)):
+            raise
+        raise UsdataError(
+            f"Rank {peers.rank} of {peers.size} lost another rank: it died or did not answer. "
+            f"({str(error).splitlines()[0][:200]})",
+            step="train",
+            hint=f"Its own message, above or in its log, says why. Then go on from the last checkpoint in {out}: the "
+            "same command with --resume. Ranks that are only slow need --set rank_timeout=SECONDS.",
+        ) from error
+
+
+@contextmanager
+def world(device: str = "auto", timeout: float = 1800.0) -> Iterator[World]:
     """Join the process group that torchrun announces in the environment, or be alone.
 
     Args:
         device: "auto" (a GPU if there is one), "cpu", "cuda" or "cuda:N".
+        timeout: seconds after which a rank that waits for another gives up.
 
     Raises:
         ConfigError: a device that is unknown or not there.
@@ -73,7 +114,7 @@ def world(device: str = "auto") -> Iterator[World]:
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
     try:
         yield World(rank, size, place)
     finally:

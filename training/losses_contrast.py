@@ -151,9 +151,8 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
     """
     if min(x.shape[-2:]) < window:
         raise ValueError(f"SSIM needs images of at least {window} pixels, not {tuple(x.shape[-2:])}")
-    offsets = torch.arange(window, dtype=torch.float64) - window // 2
-    weights = torch.exp(-0.5 * (offsets / sigma) ** 2)
-    taps: list[float] = (weights / weights.sum()).tolist() if weights.device.type != "meta" else [1 / window] * window
+    weights = [math.exp(-0.5 * ((k - window // 2) / sigma) ** 2) for k in range(window)]
+    taps = [weight / sum(weights) for weight in weights]
     x, y = x.float(), y.float()
     stack = torch.cat([x, y, x * x, y * y, x * y], dim=1)  # (B, 5, H, W)
     for dim in (2, 3):
@@ -168,6 +167,20 @@ def ssim(x: Tensor, y: Tensor, window: int = 11, sigma: float = 1.5) -> Tensor:
     covariance = xy - mean_x * mean_y
     values = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1) * (2 * covariance + c2) / (variance + c2)
     return values.mean((1, 2))
+
+
+def perceptual_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean squared distance between feature vectors of length 1: (..., N, C) twice, broadcast -> scalar, float32.
+
+    Summed over the channels, averaged over places and images; as MONAI's RadImageNet loss does it (the last map only,
+    no learned weights). 1e-10 under the root keeps the gradient of a zero vector finite.
+    """
+
+    def unit(x: Tensor) -> Tensor:
+        x = x.float()
+        return x / (x.square().sum(-1, keepdim=True) + 1e-10).sqrt()
+
+    return (unit(a) - unit(b)).square().sum(-1).mean()
 
 
 def gather_ranks(x: Tensor) -> Tensor:

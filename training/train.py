@@ -1,36 +1,35 @@
 """The one training loop, for every recipe: read `_Trainer.train_step` first.
 
-It knows of a recipe only `draw`, `step`, `param_groups` and, if it has one, `after_step`. A step never waits for the
-device: what it measures is collected there and fetched every `log_every` steps, and a gradient that is not finite
-blocks every later update on the device itself, so the weights are still good when the guard looks.
+It knows of a recipe only what `training.recipes.registry.Recipe` lists. A step never waits for the device: what it
+measures is collected there and fetched every `log_every` steps, and a number that is not finite blocks every later
+update on the device itself, so the weights are still good when the guard looks.
 """
 
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
-from training import checkpoint
+from training import checkpoint, model_card
+from training.board import open_board
 from training.config import RunConfig
-from training.data import Feed, generator, rows
-from training.distributed import World, world
+from training.data import Feed, conditions, generator, merged, rows
+from training.distributed import World, explain_lost_ranks, world
+from training.measure import Measured, Meter, Reading
+from training.optimisers import Optimisers
+from training.precision import uses_bf16
 from training.runlog import RunLog
-from training.schedules import warmup_cosine
+from training.signals import LATE, REASONS, Signals, stop_signals
+from training.start import check_sizes, facts, prepare
 from training.watch import Watch
+from training.wrapping import wrapped
 from usdata.batch import to_device
 from usdata.errors import ConfigError, UsdataError
-from usdata.files import explain_os_errors, write_json
-
-_REASONS = ["", "SIGTERM", "SIGINT", "max-hours"]
 
 
 @dataclass(frozen=True)
@@ -82,13 +81,14 @@ def pretrain(
 
     Raises:
         ConfigError: too few images, sizes that do not divide, a directory in use, or `resume` of another run.
-        UsdataError: a loss or gradient that is not finite (a checkpoint of the step before is left), damaged files.
+        UsdataError: a loss or gradient that is not finite (a checkpoint of the step before is left), damaged files, or
+            another rank that died or stopped answering.
         LakeError: `out` can't be written.
     """
     started, out = time.monotonic(), Path(out)
-    with world(cfg.device) as peers, _stop_signals() as signals:
-        _check_sizes(cohort, cfg, peers)
-        state = _prepare(out, cfg, cohort, peers, resume)
+    with world(cfg.device, cfg.rank_timeout) as peers, stop_signals() as signals, explain_lost_ranks(peers, out):
+        check_sizes(cohort, cfg, peers)
+        state = prepare(out, cfg, cohort, peers, resume)
         trainer = _Trainer(cohort, cfg, out, peers, state, progress)
         try:
             stopped = trainer.run(signals, None if max_hours is None else started + 3600 * max_hours)
@@ -97,73 +97,6 @@ def pretrain(
     return RunResult(
         out, trainer.step, cfg.steps, stopped, time.monotonic() - started, trainer.last, trainer.watch.last_probe
     )
-
-
-def _check_sizes(cohort: Any, cfg: RunConfig, peers: World) -> None:
-    images = cohort.rows if cfg.epoch_size is None else cfg.epoch_size
-    if cohort.rows < cfg.batch_size or images < cfg.batch_size:
-        raise ConfigError(
-            f"{min(cohort.rows, images)} images are too few for a batch of {cfg.batch_size}.",
-            hint=f"Lower the batch:  --set batch_size={max(1, min(cohort.rows, images))}   or choose a wider --cohort.",
-        )
-    if cfg.batch_size % (peers.size * cfg.accumulate):
-        raise ConfigError(
-            f"A batch of {cfg.batch_size} does not divide among {peers.size} ranks and {cfg.accumulate} micro-batches."
-        )
-
-
-def _prepare(out: Path, cfg: RunConfig, cohort: Any, peers: World, resume: bool) -> dict[str, Any] | None:
-    """Check the directory, write config.json, and give the state to go on from, if there is one."""
-    path = out / "checkpoint" / "last.pt"
-    if not resume and peers.first and out.exists() and (not out.is_dir() or any(out.iterdir())):
-        known = "a run's checkpoint" if path.exists() else "files"
-        raise ConfigError(
-            f"{out} already holds {known}.",
-            hint="Go on with that run:  --resume   Or start a new one in another --out.",
-        )
-    state = checkpoint.load_state(path) if resume and path.exists() else None
-    if state is not None:
-        checkpoint.refuse_another_run(state, cfg, cohort.hash)
-    if peers.first:
-        with explain_os_errors(out, step="start"):
-            out.mkdir(parents=True, exist_ok=True)
-            for litter in [*out.glob(".*.tmp"), *out.glob("*/.*.tmp")]:  # of a process that was killed while writing
-                litter.unlink()
-            config = {"config": cfg.model_dump(mode="json"), "config_hash": cfg.hash}
-            write_json(out / "config.json", {**config, **_facts(cohort), "rows": cohort.rows})
-    return state
-
-
-def _facts(cohort: Any) -> dict[str, str]:
-    return {
-        "cohort_hash": cohort.hash,
-        "cohort_sql": cohort.sql,
-        "cohort_name": cohort.name or "",
-        "code_version": checkpoint.code_version(),
-    }
-
-
-class _Step(nn.Module):
-    """The recipe's `step` as a forward pass, which is what DDP and torch.compile wrap."""
-
-    def __init__(self, recipe: Any) -> None:
-        super().__init__()
-        self.recipe = recipe
-
-    def forward(self, images: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
-        terms: dict[str, Tensor] = self.recipe.step(images, draws)
-        return terms
-
-
-@dataclass
-class _Pending:
-    """What one step measured, still on the device, and where the data stood before it."""
-
-    step: int
-    epoch: int
-    lr: float
-    values: Tensor  # (1 + terms,): gradient norm, then the terms
-    data: dict[str, Any]
 
 
 class _Trainer:
@@ -177,43 +110,24 @@ class _Trainer:
         progress: Callable[[dict[str, Any]], None] | None,
     ) -> None:
         self.cfg, self.out, self.peers, self.progress = cfg, out, peers, progress
-        self.facts = _facts(cohort)
-        self.step, self.last, self.terms = 0, dict[str, Any](), list[str]()
+        self.step, self.last = 0, dict[str, Any]()
         self.recipe = checkpoint.build(cfg).to(peers.device).train()
-        self.optimisers = _optimisers(self.recipe, cfg)
-        self.blocked = torch.zeros((), device=peers.device)  # 1 from the first step that is not finite
-        for optimiser in self.optimisers.values():  # fused optimisers then change nothing where it is 1
-            optimiser.grad_scale, optimiser.found_inf = None, self.blocked  # type: ignore[attr-defined]
-        per_rank = cfg.batch_size // peers.size
-        epoch_size = cohort.rows if cfg.epoch_size is None else cfg.epoch_size
-        if cfg.gamma is None:  # whole batches only; the rest of a pass comes first in the next epoch
-            epoch_size -= epoch_size % cfg.batch_size
-        self.feed = Feed(
-            cohort.loader(
-                batch_size=per_rank,
-                gamma=cfg.gamma,
-                by=cfg.by,
-                seed=cfg.seed,
-                epoch_size=epoch_size,
-                workers=cfg.workers,
-                rank=peers.rank,
-                world=peers.size,
-                streaming={"window": cfg.stream_window, "split": cfg.stream_split},
-            ),
-            per_rank,
-        )
+        self.facts = {**facts(cohort), **checkpoint.own_facts(self.recipe)}
+        self.optimisers = Optimisers(self.recipe, cfg, peers)
+        self.moving = _Moving(self.recipe, self.optimisers)
+        self.feed = _feed(cohort, cfg, peers, tuple(getattr(self.recipe, "columns", ())))
         if state is not None:
             self._restore(state)
-        self.module: Any = _wrapped(_Step(self.recipe), cfg, peers)
-        self.bf16 = _bf16(cfg, peers.device)
+        self.module: Any = wrapped(self.recipe, cfg, peers, len(self.optimisers.by_name))
+        self.bf16 = uses_bf16(cfg, peers.device)
         self.watch = Watch(cohort, cfg, out, peers)
         self.log = RunLog(out / "log.jsonl", keep_to=None if state is None else self.step) if peers.first else None
-        self.pending: list[_Pending] = []
-        self.since = time.perf_counter()
+        self.board = open_board(cfg, out, self.step + 1) if peers.first else None
+        self.meter = Meter(peers, cfg.batch_size, self.feed)
 
     # --- the loop ---------------------------------------------------------------------------------------------------
 
-    def run(self, signals: "_Signals", deadline: float | None) -> str:
+    def run(self, signals: Signals, deadline: float | None) -> str:
         """Train until the last step or a reason to stop, which it returns."""
         cfg, stopped = self.cfg, 0
         self._write("start", device=str(self.peers.device), ranks=self.peers.size, torch=torch.__version__)
@@ -227,38 +141,44 @@ class _Trainer:
                 self.flush()
             if self.peers.size == 1 or self.step % cfg.log_every == 0:  # ranks must agree on the step to stop at
                 late = deadline is not None and time.monotonic() > deadline
-                stopped = 0 if last else self.peers.highest(signals.caught or (3 if late else 0))
+                stopped = 0 if last else self.peers.highest(signals.caught or (LATE if late else 0))
             self._look(final=last)
             if last or stopped or self.step % cfg.checkpoint_every == 0:
                 self.save()
                 saved = self.step
         if saved != self.step:
             self.save()
-        self._write("stop", reason=_REASONS[stopped] or "finished")
-        return _REASONS[stopped]
+        self._write("stop", reason=REASONS[stopped] or "finished")
+        if self.log is not None:
+            self.log.flush()
+            model_card.refresh(self.out)
+        return REASONS[stopped]
 
     def train_step(self) -> None:
         """One optimiser step: the mean gradient over the global batch, whatever it is cut into."""
         cfg, peers = self.cfg, self.peers
         data = self.feed.state_dict()
-        images = self.feed.next()  # (batch / ranks, 1, 256, 256)
+        images, columns = self.feed.next()  # (batch / ranks, 1, 256, 256)
+        known = conditions(self.recipe, columns, len(images))
         draws = self.recipe.draw(cfg.batch_size, generator("draw", cfg.seed, self.step))
-        lr = warmup_cosine(self.step, steps=cfg.steps, warmup_steps=cfg.warmup_steps, peak=cfg.peak_lr, end=cfg.min_lr)
-        _set_lr(self.optimisers, lr)
+        rates = self.optimisers.set_rates(self.step)
+        self.moving.keep()
         micro = len(images) // cfg.accumulate
-        total: Tensor | None = None
+        total: dict[str, Tensor] = {}
         for start in range(0, len(images), micro):
             mine = peers.rank * len(images) + start  # this rank's images are these rows of the global batch
-            values = self._forward_backward(
-                images[start : start + micro], rows(draws, mine, mine + micro), last=start + micro == len(images)
-            )
-            total = values if total is None else total + values
-        assert total is not None
-        values = self._update(total)
+            given = merged(rows(draws, mine, mine + micro), rows(known, start, start + micro))
+            terms = self._forward_backward(images[start : start + micro], given, last=start + micro == len(images))
+            total = {name: total[name] + value if total else value for name, value in terms.items()}
+        values = self.optimisers.update(torch.stack(list(total.values())))
         self.step += 1
-        self.pending.append(_Pending(self.step, self.feed.epoch, lr, values, data))
+        if hasattr(self.recipe, "after_step"):
+            self.recipe.after_step(self.step / cfg.steps)
+            self.moving.give_back(self.optimisers.blocked)
+        names = [*self.optimisers.norms, *total]
+        self.meter.pending.append(Measured(self.step, self.feed.epoch, rates, names, values, data))
 
-    def _forward_backward(self, images: Tensor, draws: dict[str, Tensor], *, last: bool) -> Tensor:
+    def _forward_backward(self, images: Tensor, draws: dict[str, Tensor], *, last: bool) -> dict[str, Tensor]:
         device, share = self.peers.device, 1 / self.cfg.accumulate
         wait = nullcontext() if last or self.peers.size == 1 else self.module.no_sync()
         try:
@@ -268,67 +188,34 @@ class _Trainer:
                         to_device(images, device),
                         {name: value.to(device, non_blocking=True) for name, value in draws.items()},
                     )
-                (terms["loss"] * share).backward()
+                self.optimisers.backward(terms, share)
         except torch.OutOfMemoryError as error:
             raise ConfigError(
                 f"The GPU has too little memory for {len(images)} images at a time.",
                 step=f"train step {self.step + 1}",
-                hint=f"Cut the batch into more pieces:  --set accumulate={2 * self.cfg.accumulate}",
+                hint=f"Cut the batch into more pieces:  --set accumulate={2 * self.cfg.accumulate}"
+                + ("" if self.cfg.grad_checkpointing else "   or keep less:  --set grad_checkpointing=true"),
             ) from error
-        self.terms = list(terms)
-        return torch.stack([value.detach().float() for value in terms.values()]) * share
-
-    def _update(self, terms: Tensor) -> Tensor:
-        """Clip and apply the gradients, unless a number is or was not finite; gives the norm before, then the terms."""
-        owned = [p for o in self.optimisers.values() for group in o.param_groups for p in group["params"]]
-        norm = nn.utils.get_total_norm([p.grad for p in owned if p.grad is not None])
-        if self.cfg.clip_grad is not None:
-            nn.utils.clip_grads_with_norm_(owned, self.cfg.clip_grad, norm)
-        values = torch.cat([norm.detach().float().reshape(1), terms])
-        self.blocked.copy_(torch.maximum(self.blocked, 1.0 - values.isfinite().all().float()))
-        self.peers.share_highest(self.blocked)
-        for optimiser in self.optimisers.values():
-            optimiser.step()
-            optimiser.zero_grad(set_to_none=True)
-        if hasattr(self.recipe, "after_step"):
-            self.recipe.after_step()
-        return values
+        return {name: value.detach().float() * share for name, value in terms.items()}
 
     # --- what is measured -------------------------------------------------------------------------------------------
 
     def flush(self) -> None:
         """Fetch what the steps since the last flush measured, log it, and stop the run if a number is not finite."""
-        if not self.pending:
-            return
-        values = self.peers.mean(torch.stack([record.values for record in self.pending])).cpu()
-        seconds = max(time.perf_counter() - self.since, 1e-9)
-        speed = self.cfg.batch_size * len(self.pending) / seconds
-        waited, pending, self.pending, self.feed.waited = self.feed.waited / seconds, self.pending, [], 0.0
-        for record, numbers in zip(pending, values.tolist(), strict=True):
-            named = dict(zip(["grad_norm", *self.terms], numbers, strict=True))
-            if not all(map(_finite, numbers)):
-                self._refuse(record, named)
-            self.last = self._write(
-                "step",
-                step=record.step,
-                epoch=record.epoch,
-                lr=record.lr,
-                **named,
-                images_per_s=speed,
-                data_wait=waited,
-            )
-        self.since = time.perf_counter()
+        for reading in self.meter.fetch():
+            if reading.wrong:
+                self._refuse(reading)
+            self.last = self._write("step", **reading.record())
 
-    def _refuse(self, record: _Pending, named: dict[str, float]) -> None:
+    def _refuse(self, reading: Reading) -> None:
         """Leave a checkpoint of the step before, and say what went wrong."""
-        wrong = [name for name, value in named.items() if not _finite(value)]
-        raw = [name for name in wrong if name not in ("loss", "grad_norm")] or wrong
-        self._write("stop", step=record.step - 1, reason="not finite", terms={name: str(named[name]) for name in wrong})
-        self.step = record.step - 1
-        self.save(data=record.data)
+        step, wrong = reading.measured.step, reading.wrong
+        self._write("stop", step=step - 1, reason="not finite", terms={name: str(wrong[name]) for name in wrong})
+        self.step = step - 1
+        self.save(data=reading.measured.data)
         raise UsdataError(
-            f"Step {record.step}: {', '.join(f'{name} is {named[name]}' for name in raw)}.",
-            step=f"train step {record.step}",
+            f"Step {step}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}.",
+            step=f"train step {step}",
             hint=f"The weights of step {self.step} are in {self.out}. Try a lower --set lr=…, or --set clip_grad=1.",
         )
 
@@ -341,13 +228,15 @@ class _Trainer:
                 if found:
                     self._write("probe", **found)
             self.peers.wait()
-            self.since, self.feed.waited = time.perf_counter(), 0.0
+            self.meter.restart()
 
     def _write(self, kind: str, **values: Any) -> dict[str, Any]:
         values.setdefault("step", self.step)
         if self.log is None:
             return values
         record = self.log.write(kind, **values)
+        if self.board is not None:
+            self.board.write(record)
         if self.progress is not None:
             self.progress(record)
         return record
@@ -359,9 +248,9 @@ class _Trainer:
         self.flush()
         if self.log is not None:
             self.log.flush()
-            facts = {**self.facts, "steps": str(self.step)}
-            checkpoint.save_recipe(self.recipe, self.cfg, self.out, facts)
-            checkpoint.export_encoder(self.recipe, self.cfg, self.out, facts)
+            known = {**self.facts, "steps": str(self.step)}
+            checkpoint.save_recipe(self.recipe, self.cfg, self.out, known)
+            checkpoint.export_encoder(self.recipe, self.cfg, self.out, known)
             checkpoint.save_state(
                 self.out / "checkpoint" / "last.pt",
                 {
@@ -369,79 +258,67 @@ class _Trainer:
                     "config": self.cfg.model_dump(mode="json"),
                     **self.facts,
                     "model": self.recipe.state_dict(),
-                    "optimisers": {name: o.state_dict() for name, o in self.optimisers.items()},
+                    "optimisers": self.optimisers.state_dict(),
                     "data": self.feed.state_dict() if data is None else data,
                 },
             )
         self.peers.wait()
-        self.since, self.feed.waited = time.perf_counter(), 0.0
+        self.meter.restart()
 
     def _restore(self, state: dict[str, Any]) -> None:
+        checkpoint.refuse_other_facts(self.recipe, state, self.out / "checkpoint" / "last.pt")
         self.step = int(state["step"])
         self.recipe.load_state_dict(state["model"], strict=True)
-        for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(state["optimisers"][name])
+        self.optimisers.load_state_dict(state["optimisers"])
         self.feed.load_state_dict(state["data"])
 
     def close(self) -> None:
         """Close the log."""
         if self.log is not None:
             self.log.close()
+        if self.board is not None:
+            self.board.close()
 
 
-def _optimisers(recipe: Any, cfg: RunConfig) -> dict[str, torch.optim.Optimizer]:
-    """By name; one AdamW over the recipe's parameter groups, fused so that `found_inf` can hold it back."""
-    groups = recipe.param_groups(cfg.weight_decay)
-    return {"main": torch.optim.AdamW(groups, lr=0.0, betas=cfg.betas, fused=True)}
+class _Moving:
+    """What `step` and `after_step` change by themselves: buffers, and parameters of no optimiser (an EMA teacher).
+
+    The optimisers hold back their own parameters when a number is not finite; these are put back instead. Recipes
+    without `after_step` have none.
+    """
+
+    def __init__(self, recipe: Any, optimisers: Optimisers) -> None:
+        owned = {id(p) for params in optimisers.params.values() for p in params}
+        state = recipe.state_dict(keep_vars=True) if hasattr(recipe, "after_step") else {}
+        self.tensors = [value.detach() for value in state.values() if id(value) not in owned]
+        self.kept = [torch.empty_like(value) for value in self.tensors]
+
+    def keep(self) -> None:
+        """Remember the values before a step."""
+        for kept, value in zip(self.kept, self.tensors, strict=True):
+            kept.copy_(value)
+
+    def give_back(self, blocked: Tensor) -> None:
+        """Undo what the step changed, where `blocked` is 1; without waiting for the device."""
+        for kept, value in zip(self.kept, self.tensors, strict=True):
+            value.copy_(torch.where(blocked > 0, kept, value))
 
 
-def _set_lr(optimisers: dict[str, torch.optim.Optimizer], lr: float) -> None:
-    for optimiser in optimisers.values():
-        for group in optimiser.param_groups:
-            group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
-def _wrapped(module: nn.Module, cfg: RunConfig, peers: World) -> nn.Module:
-    if cfg.compile is True or (cfg.compile == "auto" and peers.device.type == "cuda"):
-        module.compile(dynamic=False)
-    if peers.size > 1:
-        devices = [peers.device.index] if peers.device.type == "cuda" else None
-        return DistributedDataParallel(
-            module, device_ids=devices, broadcast_buffers=False, gradient_as_bucket_view=True
-        )
-    return module
-
-
-def _bf16(cfg: RunConfig, device: torch.device) -> bool:
-    if cfg.precision == "auto":
-        return device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return cfg.precision == "bf16"
-
-
-def _finite(value: float) -> bool:
-    return value - value == 0.0
-
-
-@dataclass
-class _Signals:
-    caught: int = 0  # index into _REASONS
-
-
-@contextmanager
-def _stop_signals() -> Iterator[_Signals]:
-    """SIGTERM and SIGINT only note their name, once; a second one ends the process as usual."""
-    signals, numbers = _Signals(), {signal.SIGTERM: 1, signal.SIGINT: 2}
-    if threading.current_thread() is not threading.main_thread():  # Python allows handlers only there
-        yield signals
-        return
-
-    def note(number: int, frame: FrameType | None) -> None:
-        signals.caught = numbers[signal.Signals(number)]
-        signal.signal(number, before[signal.Signals(number)])
-
-    before = {number: signal.signal(number, note) for number in numbers}
-    try:
-        yield signals
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _feed(cohort: Any, cfg: RunConfig, peers: World, columns: tuple[str, ...]) -> Feed:
+    per_rank = cfg.batch_size // peers.size
+    epoch_size = cohort.rows if cfg.epoch_size is None else cfg.epoch_size
+    if cfg.gamma is None:  # whole batches only; the rest of a pass comes first in the next epoch
+        epoch_size -= epoch_size % cfg.batch_size
+    loader = cohort.loader(
+        batch_size=per_rank,
+        gamma=cfg.gamma,
+        by=cfg.by,
+        seed=cfg.seed,
+        epoch_size=epoch_size,
+        workers=cfg.workers,
+        rank=peers.rank,
+        world=peers.size,
+        columns=columns,
+        streaming={"window": cfg.stream_window, "split": cfg.stream_split},
+    )
+    return Feed(loader, per_rank, columns)

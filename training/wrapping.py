@@ -76,7 +76,9 @@ def blocks_of(recipe: Any) -> list[nn.Module]:
         ]
     blocks = list(found)
     if not blocks:
-        raise ConfigError("This recipe has no blocks to recompute.", hint="Leave it out:  --set grad_checkpointing=false")
+        raise ConfigError(
+            "This recipe has no blocks to recompute.", hint="Leave it out:  --set grad_checkpointing=false"
+        )
     return blocks
 
 

@@ -78,10 +78,10 @@ def rights_of(cohort: "Cohort") -> list[Rights]:
     """
     names = ["dataset", *UNKNOWN_TERMS]
     counted = cohort.table(names).group_by(names).aggregate([([], "count_all")]).to_pylist()
-    found = Counter[tuple[str, ...]]()
+    found = Counter[tuple[str, str, str, str]]()
     for row in counted:
-        terms = [row[name] or word for name, word in UNKNOWN_TERMS.items()]
-        found[(row["dataset"], *terms)] += row["count_all"]
+        licence, commercial, passing_on = (row[name] or word for name, word in UNKNOWN_TERMS.items())
+        found[row["dataset"], licence, commercial, passing_on] += row["count_all"]
     return [Rights(*words, images) for words, images in sorted(found.items())]
 
 

@@ -83,14 +83,24 @@ class Tiny(nn.Module):
 class FakeLoader:
     """A shuffled pass per epoch; of each global batch, rank r takes the r-th stretch."""
 
-    def __init__(self, images: np.ndarray, batch_size: int, seed: int, rank: int, world: int, kill_at: int) -> None:
+    def __init__(
+        self,
+        images: np.ndarray,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world: int,
+        kill_at: int,
+        columns: dict[str, list[Any]] | None = None,
+    ) -> None:
+        self.columns = columns or {}
         self.images, self.batch_size, self.seed, self.rank, self.world = images, batch_size, seed, rank, world
         self.epoch, self.batch, self.kill_at, self.read = 0, 0, kill_at, 0
 
     def __len__(self) -> int:
         return len(self.images) // (self.batch_size * self.world)
 
-    def __iter__(self) -> Iterator[dict[str, Tensor]]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         order = np.random.default_rng([self.seed, self.epoch]).permutation(len(self.images))
         while self.batch < len(self):
             self.read += 1
@@ -98,7 +108,9 @@ class FakeLoader:
                 os.kill(os.getpid(), signal.SIGKILL)
             start = (self.batch * self.world + self.rank) * self.batch_size
             self.batch += 1
-            yield {"image": torch.from_numpy(self.images[order[start : start + self.batch_size]])[:, None]}
+            these = order[start : start + self.batch_size]
+            known = {name: [values[i] for i in these] for name, values in self.columns.items()}
+            yield {"image": torch.from_numpy(self.images[these])[:, None], **known}
         self.epoch, self.batch = self.epoch + 1, 0
 
     def state_dict(self) -> dict[str, int]:
@@ -131,6 +143,10 @@ class FakeCohort:
             **dict.fromkeys(("study", "clip", "duplicate_group"), [None] * n),
             "group": self.group or [None] * n,
             "split": self.split or [None] * n,
+            "sample_id": [f"fake/{i:03d}" for i in range(n)],
+            "licence": ["CC-BY-4.0"] * n,
+            "commercial_use": ["yes"] * n,
+            "redistribution": ["attribution"] * n,
         }
         return pa.table({name: pa.array(known[name], pa.string()) for name in columns})
 
@@ -138,4 +154,12 @@ class FakeCohort:
         return self._images
 
     def loader(self, batch_size: int, **how: Any) -> FakeLoader:
-        return FakeLoader(self._images, batch_size, how["seed"], how["rank"], how["world"], self.kill_at)
+        columns = self.table(how.get("columns", ())).to_pydict()
+        return FakeLoader(self._images, batch_size, how["seed"], how["rank"], how["world"], self.kill_at, columns)
+
+    def batches(self, batch_size: int, columns: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
+        known = self.table(columns).to_pydict()
+        for start in range(0, self.rows, batch_size):
+            these = slice(start, start + batch_size)
+            words = {name: values[these] for name, values in known.items()}
+            yield {"image": torch.from_numpy(self._images[these])[:, None], **words}

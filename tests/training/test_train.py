@@ -109,14 +109,6 @@ def test_gradients_are_clipped_to_the_norm_given_and_logged_as_they_were(tmp_pat
     assert first.abs().max() > 1e-4
 
 
-def test_the_rate_groups_scale_theirs(tmp_path):
-    from training.train import _set_lr
-
-    optimiser = torch.optim.SGD([{"params": [torch.nn.Parameter(torch.ones(1))], "lr_scale": 0.25}], lr=1.0)
-    _set_lr({"main": optimiser}, 0.4)
-    assert optimiser.param_groups[0]["lr"] == pytest.approx(0.1)
-
-
 def test_bf16_autocast_trains_close_to_fp32(tmp_path):
     run(tmp_path / "a", "steps=4")
     run(tmp_path / "b", "steps=4", "precision=bf16")
