@@ -20,6 +20,7 @@ from ingest.card import Card
 from ingest.card_parts import Masks
 from ingest.layout import Item, natural
 from ingest.readers import mask, volume
+from ingest.readers.volume_direction import directions
 from ingest.special import reader
 from usdata.errors import DataError
 
@@ -116,12 +117,21 @@ class FrameMasks:
             if count != (self.n_frames or 1):
                 text = f"The mask has {count} frames, its volume {self.n_frames or 1}."
                 raise DataError("mask_size", text, step="mask")
+            if not same_file:
+                self._check_direction(self.root / path)
             wanted = [index for index in self.frames if index >= frame]
             self._volumes[path] = volume.read_mask_frames(self.root / path, self.card.arrays, wanted, same_file)
         for index, numbers in self._volumes[path]:
             if index == frame:
                 return numbers
         raise DataError("frame_missing", f"The mask ends before frame {frame}.", step="mask")
+
+    def _check_direction(self, path: Path) -> None:
+        """Frames and masks are paired by index: refuse a mask whose header says that it runs another way."""
+        both = directions(self.root / self.item.place), directions(path)
+        if None not in both and both[0] != both[1]:
+            text = "Its header says that its axes run another way than its volume's: it would lie mirrored or turned."
+            raise DataError("mask_orientation", text, step="mask")
 
     def _classes(self, numbers: NDArray[Any], planes: bool, shape: tuple[int, int], path: str) -> Classes:
         assert self.card.masks is not None

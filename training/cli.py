@@ -1,4 +1,4 @@
-"""The verbs `pretrain` and `downstream`, a few lines over a library call each; heavy imports wait until one runs.
+"""The verbs `pretrain`, `embed` and `downstream`, a few lines over a library call each; heavy imports wait until one runs.
 
 Under torchrun:  torchrun --nproc_per_node=8 -m training.cli pretrain d2mae ...
 """
@@ -58,6 +58,9 @@ def pretrain(
             f"{out}: {result.step:,} steps done ({result.seconds:,.0f} s); weights in {out / 'encoder.safetensors'}",
             f"  Its score:  usdata downstream probe --encoder {out} --cohort {cohort!r} --lake {lake}",
         )
+        if result.probe.get("collapsed"):
+            rank, size = result.probe["effective_rank"], result.probe["features"]
+            say(f"  Collapse: the features use {rank:.1f} of {size} directions; see docs/recipes.md.")
     else:
         say(
             f"{out}: stopped by {result.stopped} after step {result.step:,} of {result.steps:,}; all is saved.",
@@ -65,6 +68,37 @@ def pretrain(
         )
         if result.stopped != "max-hours":  # a limit that was asked for is no failure
             sys.exit(1)
+
+
+@app.command()
+def embed(
+    encoder: Annotated[Path, typer.Option("--encoder", help="The --out of a pretraining run.", metavar="DIR")],
+    cohort: CohortOption,
+    out: Annotated[Path, typer.Option("-o", "--out", help="The Parquet file to write.", metavar="FILE")],
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
+    use_columns: Annotated[
+        bool,
+        typer.Option("--use-columns", help="Tell the encoder the catalog columns it was trained with (ARL: organ)."),
+    ] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    lake: LakeOption = DEFAULT_LAKE,
+    json: JsonOption = False,
+) -> None:
+    """Features of every image of a cohort as Parquet, to be joined with the catalog by sample_id."""
+    from training.embed import embed_cohort
+    from usdata.console import print_rows, say
+    from usdata.lake import Lake
+
+    done = embed_cohort(
+        Lake(lake).cohort(cohort), encoder, out, batch_size=batch_size, device=device, use_columns=use_columns
+    )
+    if json:
+        print_rows([done.as_dict()], as_json=True)
+        return
+    say(
+        f"{out}: {done.rows:,} embeddings of {done.features} numbers, by the weights {done.weights_xxh[:8]}…",
+        f"  In SQL:  select * from '{out}' join samples using (sample_id)",
+    )
 
 
 @downstream.command("probe")
@@ -81,11 +115,14 @@ def probe(
     json: JsonOption = False,
 ) -> None:
     """Linear probe and kNN beside a random encoder, thumbnails and the majority class, with 95 % intervals."""
+    from training import model_card
     from training.downstream.classify import probe_cohort, rows_of
     from usdata.console import print_rows, say
     from usdata.lake import Lake
 
     result = probe_cohort(Lake(lake).cohort(cohort), encoder, label=label, out=out, seed=seed, by_split=split)
+    if (encoder / "config.json").is_file():
+        model_card.refresh(encoder)
     if json:
         print_rows([result], as_json=True)
         return

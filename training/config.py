@@ -29,6 +29,7 @@ FREE_ON_RESUME = frozenset(
         "probe_every",
         "probe_images",
         "probe_label",
+        "collapse_below",
         "pictures_every",
         "picture_images",
         "rank_timeout",
@@ -78,6 +79,7 @@ class RunConfig(BaseModel):
     checkpoint_every: int = Field(500, gt=0)
     probe_every: int = Field(0, ge=0)  # kNN probe and effective rank; 0: never
     probe_images: int = Field(512, gt=1)  # at most so many images of the cohort, drawn once
+    collapse_below: float = Field(2.0, ge=0)  # a probe's effective rank that is called a collapse
     probe_label: str | None = None  # catalog column; None: `label` where there are two of it, else `organ`
     pictures_every: int = Field(0, ge=0)  # reconstructions as PNG; 0: never
     picture_images: int = Field(6, gt=0)

@@ -99,7 +99,7 @@ def with_gradient(value: Tensor, at: Tensor, gradient: Tensor) -> Tensor:
         at: the tensor that the loss is a function of.
         gradient: d value / d at, of its shape.
     """
-    result: Tensor = _WithGradient.apply(value.detach(), at, gradient.detach())  # type: ignore[no-untyped-call]
+    result: Tensor = _WithGradient.apply(value.detach(), at, gradient.detach())
     return result
 
 

@@ -33,10 +33,10 @@ class Reading:
 
     @property
     def wrong(self) -> dict[str, float]:
-        """The numbers that are not finite; raw terms alone, where there are some: sums only pass them on."""
+        """The numbers that are not finite: of the raw terms; else of the losses, their sums; else of the gradients."""
         found = {name: value for name, value in self.values.items() if not finite(value)}
-        sums = ("loss", "grad_norm")
-        return {name: value for name, value in found.items() if name.split("/")[0] not in sums} or found
+        depth = {name: {"loss": 1, "grad_norm": 2}.get(name.split("/")[0], 0) for name in found}
+        return {name: value for name, value in found.items() if depth[name] == min(depth.values())}
 
     def record(self) -> dict[str, Any]:
         """As the log has it."""

@@ -30,7 +30,8 @@ def uses_bf16(cfg: RunConfig, device: torch.device) -> bool:
 def full_precision(function: Callable[P, R]) -> Callable[P, R]:
     """Decorator: run `function` in fp32 whatever autocast says; bf16 and fp16 tensors among its arguments become fp32.
 
-    Tensors in lists, tuples and dicts count too; float64 stays. The device is that of the first tensor. It does not rule out TF32, which PyTorch allows in convolutions on a GPU by default: see
+    Tensors in lists, tuples and dicts count too; float64 stays. The device is that of the first tensor. It does not
+    rule out TF32, which PyTorch allows in convolutions on a GPU by default: see
     `training.transforms.precise_matmul` for products that 10 bits of mantissa would spoil.
     """
 

@@ -115,12 +115,13 @@ class _Trainer:
         self.facts = {**facts(cohort), **checkpoint.own_facts(self.recipe)}
         self.optimisers = Optimisers(self.recipe, cfg, peers)
         self.moving = _Moving(self.recipe, self.optimisers)
-        self.feed = _feed(cohort, cfg, peers, tuple(getattr(self.recipe, "columns", ())))
+        columns = tuple(getattr(self.recipe, "columns", ()))
+        self.feed = _feed(cohort, cfg, peers, columns)
         if state is not None:
             self._restore(state)
         self.module: Any = wrapped(self.recipe, cfg, peers, len(self.optimisers.by_name))
         self.bf16 = uses_bf16(cfg, peers.device)
-        self.watch = Watch(cohort, cfg, out, peers)
+        self.watch = Watch(cohort, cfg, out, peers, columns)
         self.log = RunLog(out / "log.jsonl", keep_to=None if state is None else self.step) if peers.first else None
         self.board = open_board(cfg, out, self.step + 1) if peers.first else None
         self.meter = Meter(peers, cfg.batch_size, self.feed)

@@ -15,10 +15,11 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from training.config import RunConfig
-from training.data import generator, read_images, stable_seed
+from training.data import conditions, generator, merged, read_images, stable_seed
 from training.distributed import World
 from training.pictures import grid, write_png
 from training.probe import effective_rank, knn_leave_group_out, metrics
+from usdata.batch import column_values
 from usdata.dedup import near_duplicate_groups
 from usdata.errors import ConfigError
 
@@ -95,10 +96,31 @@ def draw_evenly(labels: Sequence[str | None], limit: int, seed: int) -> NDArray[
     return np.sort(np.array(chosen, dtype=np.int64))
 
 
-class Watch:
-    """The images to look at, and when. `last_probe` is the newest probe's record."""
+def columns_of(cohort: Any, columns: Sequence[str], places: NDArray[np.int64]) -> dict[str, Any]:
+    """Catalog columns of some images of a cohort, in the form in which a loader delivers them."""
+    if not columns:
+        return {}
+    table = cohort.table(columns)
+    return {name: column_values(table[name])(places) for name in columns}
 
-    def __init__(self, cohort: Any, cfg: RunConfig, out: Path, peers: World) -> None:
+
+def taken(columns: dict[str, Any], places: NDArray[np.int64]) -> dict[str, Any]:
+    """Some rows of what `columns_of` gave."""
+    return {
+        name: values[torch.from_numpy(places)] if isinstance(values, Tensor) else [values[i] for i in places]
+        for name, values in columns.items()
+    }
+
+
+class Watch:
+    """The images to look at, and when. `last_probe` is the newest probe's record.
+
+    A probe's record says how many directions the features use (`effective_rank`: exp of the entropy of the shares of
+    the singular values of the centred features, that is of the square roots of the eigenvalues of their covariance),
+    whether that is so few that the encoder has collapsed, and what the neighbours in feature space know of a label.
+    """
+
+    def __init__(self, cohort: Any, cfg: RunConfig, out: Path, peers: World, columns: tuple[str, ...] = ()) -> None:
         self.cfg, self.out, self.last_probe = cfg, out, dict[str, Any]()
         if not peers.first or not (cfg.probe_every or cfg.pictures_every):
             return
@@ -110,6 +132,7 @@ class Watch:
         self.classes = len(names)
         self.labels = np.array([names.index(str(words[place])) for place in places], dtype=np.int64)
         self.groups = image_groups(cohort.table(OWNERS).take(places).to_pydict(), self.images)
+        self.known = columns_of(cohort, columns, places)
 
     def due(self, step: int, first: bool, final: bool) -> bool:
         """Whether there is anything to do after this step; always so before the first step and after the last."""
@@ -126,7 +149,9 @@ class Watch:
         if not self._due(self.cfg.probe_every, step, first, final):
             return {}
         features = embed(recipe, self.images)
-        found: dict[str, Any] = {"step": step, "images": len(features), "effective_rank": effective_rank(features)}
+        rank = effective_rank(features)
+        found: dict[str, Any] = {"step": step, "images": len(features), "features": features.shape[1]}
+        found |= {"effective_rank": rank, "collapsed": rank < self.cfg.collapse_below}
         if self.column is not None and len(np.unique(self.groups)) > 1:
             scores = knn_leave_group_out(features, self.labels, self.groups, self.classes)
             found |= {
@@ -143,6 +168,7 @@ class Watch:
         device = next(recipe.parameters()).device
         images: Tensor = torch.from_numpy(self.images[spread])[:, None].to(device)
         draws = recipe.draw(len(images), generator("pictures", self.cfg.seed))
+        draws = merged(draws, conditions(recipe, taken(self.known, spread), len(images)))
         recipe.eval()
         stages = recipe.pictures(images, {name: value.to(device) for name, value in draws.items()})
         recipe.train()

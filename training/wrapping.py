@@ -76,9 +76,7 @@ def blocks_of(recipe: Any) -> list[nn.Module]:
         ]
     blocks = list(found)
     if not blocks:
-        raise ConfigError(
-            "This recipe has no blocks to recompute.", hint="Leave it out:  --set grad_checkpointing=false"
-        )
+        raise ConfigError("This recipe has no blocks to recompute.", hint="Leave out  --set grad_checkpointing=true")
     return blocks
 
 
@@ -88,7 +86,7 @@ def recompute(blocks: Iterable[nn.Module]) -> None:
     Costs one more forward pass through them; gradients are the same. Without gradients nothing changes.
     """
     for block in blocks:
-        block.forward = partial(_recomputed, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(_recomputed, block.forward)
 
 
 def _recomputed(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

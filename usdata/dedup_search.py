@@ -2,8 +2,12 @@
 
 The hash is cut into ten blocks. Two hashes of which k blocks agree stand in one bucket of at least one table, if there
 is a table for each choice of k blocks. Only what shares a bucket is compared.
+
+Images that look alike stand in heaps, and many tables find the pairs of a heap again. So pairs are not gathered: each
+hash has its nearest ones, and what is farther than the last of them is forgotten when it is seen.
 """
 
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,6 +15,8 @@ from itertools import combinations, pairwise
 
 import numpy as np
 from numpy.typing import NDArray
+
+from usdata.errors import ConfigError
 
 RADIUS = (
     10  # differing bits of 64: of 10,981 pairs of lung cine frames that correlate above 0.995, 8 miss 35 and 10 one
@@ -23,9 +29,11 @@ _ALLOWANCE = 100  # comparisons for each hash and table, on average
 _AT_LEAST = 50_000_000  # comparisons that a table may always cost
 _CHUNK = 1 << 21  # pairs compared at a time: some 100 MB
 _NEAREST = 32  # pairs of one hash that are kept, the nearest
-_FULL = 1 << 24  # pairs kept before they are thinned out
+_FULL = 1 << 22  # sides of pairs that wait, at least, before they are thinned out
+_PLACE = 28  # bits of a place; two places and a distance of 7 bits make one number
 
 Codes = NDArray[np.int64]
+Numbers = NDArray[np.uint64]
 
 
 @dataclass(frozen=True)
@@ -36,12 +44,14 @@ class Near:
         first, second: shape (m,), int64 places of the hashes, first < second.
         bits: shape (m,), uint8: how many bits differ.
         skipped: comparisons that crowded buckets were spared, over all tables; 0: the search was as thorough as it is.
+        crowded: hashes near to more than 32 others; farther ones are left out, unless they have fewer themselves.
     """
 
     first: Codes
     second: Codes
     bits: NDArray[np.uint8]
     skipped: int
+    crowded: int
 
 
 def radius_for(number: int) -> int:
@@ -55,7 +65,7 @@ def radius_for(number: int) -> int:
     return _NEAR if number <= _NEAR_UP_TO else _NEARER
 
 
-def near_pairs(hashes: NDArray[np.uint64], units: Codes, radius: int, workers: int = 1) -> Near:
+def near_pairs(hashes: Numbers, units: Codes, radius: int, workers: int = 1) -> Near:
     """Pairs of hashes of different units that differ in at most `radius` bits; of each hash the 32 nearest ones.
 
     All pairs with up to 10 - k differing bits are found, k being 1 for up to 20,000 hashes, 2 for up to 500,000, 3
@@ -63,112 +73,156 @@ def near_pairs(hashes: NDArray[np.uint64], units: Codes, radius: int, workers: i
 
     A bucket may be crowded, because images look alike. A table then compares each hash with the next ones in its bucket
     only, as many as keep the comparisons below 100 per hash on average (50 million are always allowed): time stays
-    linear. Memory is some 100 bytes per hash and worker.
+    linear. Memory is some 150 bytes per hash and worker, and in crowds up to 1 KB for each hash that has 32 near ones.
 
     Args:
-        hashes: shape (n,), uint64.
+        hashes: shape (n,), uint64; n below 2^28.
         units: shape (n,), int64: hashes of one unit (the frames of a clip) are not compared with each other.
         radius: in [0, 64].
         workers: threads; the result is the same for any number.
 
+    Raises:
+        ConfigError: 2^28 hashes or more.
+
     Source: the blocks are those of Manku, Jain and Das Sarma, "Detecting near-duplicates for web crawling", WWW 2007;
         block count and limits are ours.
     """
-    if len(hashes) < 2:
-        return Near(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.uint8), 0)
+    if len(hashes) >> _PLACE:
+        raise ConfigError(f"{len(hashes):,} hashes are too many for one search; choose a cohort of fewer images.")
     order = np.argsort(units, kind="stable")
-    search = _Search(hashes[order], units[order], radius)
-    found, skipped = np.empty(0, np.uint64), 0
-    with ThreadPoolExecutor(max(1, workers)) as threads:
-        for pairs, spared in threads.map(search.table, search.choices()):
-            found, skipped = np.union1d(found, pairs), skipped + spared
-            if len(found) > _FULL:
-                found = search.thinned(found)
-    first, second = search.unpacked(search.thinned(found))
-    bits = np.bitwise_count(search.hashes[first] ^ search.hashes[second])
-    low, high = np.minimum(order[first], order[second]), np.maximum(order[first], order[second])
-    sort = np.lexsort((high, low))
-    return Near(low[sort], high[sort], bits[sort], skipped)
+    nearest = _Nearest(len(hashes), radius)
+    search = _Search(hashes[order], units[order], nearest)
+    skipped = 0
+    if len(hashes) > 1:
+        with ThreadPoolExecutor(max(1, workers)) as threads:
+            skipped = sum(threads.map(search.table, search.choices()))
+    one, other, bits, crowded = nearest.result()
+    first, second = np.minimum(order[one], order[other]), np.maximum(order[one], order[other])
+    pairs = (first.astype(np.uint64) << np.uint64(_PLACE)) | second.astype(np.uint64)
+    _, kept = np.unique(pairs, return_index=True)  # both sides may have kept a pair
+    return Near(first[kept], second[kept], bits[kept], skipped, crowded)
+
+
+class _Nearest:
+    """The nearest ones of each hash among the pairs that were added, by bits, then by place.
+
+    The nearest of a union are the nearest of its parts' nearest: neither the order in which pairs are added, nor when
+    they are thinned out, nor how often one is added changes the result. Threads share it.
+
+    A side of a pair is one number: the place of a hash, the differing bits, the place of the other.
+
+    Attributes:
+        farthest: shape (n,), uint8: the bits of the last of a hash's nearest ones, at first the radius.
+    """
+
+    def __init__(self, number: int, radius: int) -> None:
+        self.farthest = np.full(number, radius, np.uint8)
+        self._last = np.full(number, np.iinfo(np.uint64).max, np.uint64)  # the last side that a hash keeps
+        self._sides = np.empty(0, np.uint64)
+        self._waiting: list[Numbers] = []
+        self._lock = threading.Lock()
+
+    def add(self, one: Codes, other: Codes, bits: NDArray[np.uint8]) -> None:
+        """Take pairs in; those that are too far for both of their hashes are forgotten."""
+        new = np.concatenate([self._near(one, other, bits), self._near(other, one, bits)])
+        with self._lock:
+            self._waiting.append(new)
+            if sum(map(len, self._waiting)) > max(_FULL, len(self._sides)):  # so that thinning out costs linear time
+                self._thin_out()
+
+    def result(self) -> tuple[Codes, Codes, NDArray[np.uint8], int]:
+        """Sides of pairs as hash, other hash, bits; and how many hashes have more than 32 near ones."""
+        with self._lock:
+            self._thin_out()
+        sides = _ranked_below(self._sides, _NEAREST)
+        one, bits, other = sides >> np.uint64(_PLACE + 7), sides >> np.uint64(_PLACE), sides & np.uint64(_ones(_PLACE))
+        near = (bits & np.uint64(_ones(7))).astype(np.uint8)
+        return one.astype(np.int64), other.astype(np.int64), near, len(self._sides) - len(sides)
+
+    def _near(self, one: Codes, other: Codes, bits: NDArray[np.uint8]) -> Numbers:
+        """Those sides that are not beyond what `one` has already."""
+        close = np.flatnonzero(bits <= self.farthest[one])
+        some = one[close]
+        head = (some.astype(np.uint64) << np.uint64(7)) | bits[close]
+        sides = (head << np.uint64(_PLACE)) | other[close].astype(np.uint64)
+        return sides[sides <= self._last[some]]
+
+    def _thin_out(self) -> None:
+        """Keep 33 of each hash: one more than is asked for tells that there were more."""
+        sides = np.concatenate([self._sides, *self._waiting])
+        self._waiting = []
+        sides.sort()
+        new = np.ones(len(sides), bool)
+        new[1:] = sides[1:] != sides[:-1]
+        self._sides = sides = _ranked_below(sides[new], _NEAREST + 1)
+        # Threads read while this writes: a limit of before is farther, so it only lets more pass.
+        one = sides >> np.uint64(_PLACE + 7)
+        full = sides[_NEAREST:][one[_NEAREST:] == one[: max(0, len(one) - _NEAREST)]]  # of each hash the 33rd
+        places = (full >> np.uint64(_PLACE + 7)).astype(np.int64)
+        self._last[places] = full
+        self.farthest[places] = (full >> np.uint64(_PLACE)) & np.uint64(_ones(7))
+
+
+def _ranked_below(sides: Numbers, rank: int) -> Numbers:
+    """The first sides of each hash, so many at most; `sides` are sorted."""
+    one = sides >> np.uint64(_PLACE + 7)
+    kept = np.ones(len(sides), bool)
+    kept[rank:] = one[rank:] != one[: max(0, len(one) - rank)]
+    return sides[kept]
+
+
+def _ones(bits: int) -> int:
+    return (1 << bits) - 1
 
 
 @dataclass(frozen=True)
 class _Search:
     """Hashes ordered by unit, so that a bucket's hashes of one unit stand side by side."""
 
-    hashes: NDArray[np.uint64]
+    hashes: Numbers
     units: Codes
-    radius: int
-
-    @property
-    def _width(self) -> int:
-        """Bits of a place."""
-        return max(1, len(self.hashes).bit_length())
+    nearest: _Nearest
 
     def choices(self) -> Iterator[tuple[int, ...]]:
         """The blocks that agree, for each table."""
         agree = next((k for k, most in _MANY.items() if len(self.hashes) <= most), 3)
         return combinations(range(_BLOCKS), agree)
 
-    def table(self, blocks: tuple[int, ...]) -> tuple[NDArray[np.uint64], int]:
-        """The near pairs of one table as numbers, see `unpacked`; and how many comparisons were spared."""
+    def table(self, blocks: tuple[int, ...]) -> int:
+        """Add the near pairs of one table to the nearest ones; how many comparisons were spared."""
         rows, keys = self._sorted(blocks)
         ends = _run_ends(np.diff(keys) != 0)
         starts = _run_ends((np.diff(keys) != 0) | (np.diff(self.units[rows]) != 0))  # of the next unit in the bucket
         others = ends - starts
-        most = _affordable(others, max(_AT_LEAST, _ALLOWANCE * len(rows)))
-        counts = np.minimum(others, most)
-        hashes, near = self.hashes[rows], []
+        counts = np.minimum(others, _affordable(others, max(_AT_LEAST, _ALLOWANCE * len(rows))))
         for low, high in _pieces(counts):
-            here = counts[low:high]
-            first = np.repeat(np.arange(low, high), here)
-            before = np.cumsum(here) - here
-            second = np.arange(len(first)) + np.repeat(starts[low:high] - before, here)
-            fits = np.flatnonzero(np.bitwise_count(hashes[first] ^ hashes[second]) <= self.radius)
-            near.append(self._packed(rows[first[fits]], rows[second[fits]]))
-            if sum(map(len, near)) > _FULL:
-                near = [self.thinned(np.concatenate(near))]
-        found = np.unique(np.concatenate(near)) if near else np.empty(0, np.uint64)
-        return found, int((others - counts).sum())
+            self._compare(rows, starts[low:high], counts[low:high], low)
+        return int((others - counts).sum())
 
-    def _sorted(self, blocks: tuple[int, ...]) -> tuple[Codes, NDArray[np.uint64]]:
+    def _compare(self, rows: Codes, starts: Codes, counts: Codes, low: int) -> None:
+        """Compare the rows from `low` on, each with so many from its start on."""
+        rows = rows[low : int((starts + counts).max())]
+        hashes, farthest = self.hashes[rows], self.nearest.farthest[rows]
+        first = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        skip = starts - low - (np.cumsum(counts) - counts)  # from a pair's number to its second place
+        second = np.arange(len(first), dtype=np.int32) + np.repeat(skip.astype(np.int32), counts)
+        bits = np.bitwise_count(hashes[first] ^ hashes[second])
+        near = np.flatnonzero(bits <= np.maximum(farthest[first], farthest[second]))
+        self.nearest.add(rows[first[near]], rows[second[near]], bits[near])
+
+    def _sorted(self, blocks: tuple[int, ...]) -> tuple[Codes, Numbers]:
         """Places sorted by the hashes' bits in `blocks`, then by place; and those bits.
 
         Key and place are sorted as one number, several times as fast as an argsort.
         """
         edges = np.linspace(0, 64, _BLOCKS + 1).astype(int).tolist()
         spans = list(pairwise(edges))
-        key, width = np.zeros(len(self.hashes), np.uint64), self._width
+        key, width = np.zeros(len(self.hashes), np.uint64), len(self.hashes).bit_length()
         for low, high in (spans[block] for block in blocks):
             part = (self.hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
             key = (key << np.uint64(high - low)) | part
         both = np.sort((key << np.uint64(width)) | np.arange(len(key), dtype=np.uint64))
         return (both & np.uint64((1 << width) - 1)).astype(np.int64), both >> np.uint64(width)
-
-    def _packed(self, first: Codes, second: Codes) -> NDArray[np.uint64]:
-        low, high = np.minimum(first, second).astype(np.uint64), np.maximum(first, second).astype(np.uint64)
-        return (low << np.uint64(32)) | high
-
-    def unpacked(self, pairs: NDArray[np.uint64]) -> tuple[Codes, Codes]:
-        """First and second place of each pair."""
-        return (pairs >> np.uint64(32)).astype(np.int64), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-
-    def thinned(self, pairs: NDArray[np.uint64]) -> NDArray[np.uint64]:
-        """The pairs that are among the nearest of one of their two hashes.
-
-        What is thinned out early would be thinned out in the end, so the order of the tables does not matter.
-        """
-        first, second = self.unpacked(pairs)
-        bits = np.bitwise_count(self.hashes[first] ^ self.hashes[second])
-        kept = np.zeros(len(pairs), bool)
-        for one, other in ((first, second), (second, first)):
-            counts = np.bincount(one, minlength=1)
-            crowded = np.flatnonzero((counts > _NEAREST)[one])
-            kept[(counts <= _NEAREST)[one]] = True
-            order = crowded[np.lexsort((other[crowded], bits[crowded], one[crowded]))]
-            sizes = counts[counts > _NEAREST]
-            rank = np.arange(len(order)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-            kept[order[rank < _NEAREST]] = True
-        return pairs[kept]
 
 
 def _run_ends(changes: NDArray[np.bool_]) -> Codes:

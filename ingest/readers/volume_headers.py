@@ -44,8 +44,7 @@ def nifti(path: Path) -> Stored:
     Raises:
         DataError: no or a damaged header, two files (.hdr and .img), or a type that no grey level has.
     """
-    packed = _head(path, 2) == b"\x1f\x8b"
-    head = _unpacked_head(path, 540) if packed else _head(path, 540)
+    head, packed = nifti_head(path), _is_gzip(path)
     for order in "<>":
         if len(head) >= 348 and struct.unpack_from(f"{order}i", head)[0] == 348:
             return _nifti1(path, head, order, packed)
@@ -53,6 +52,15 @@ def nifti(path: Path) -> Stored:
             return _nifti2(path, head, order, packed)
     what = "truncated" if len(head) < 348 else "unreadable"
     raise DataError(what, "No NIfTI header at the beginning of the file.", step="read")
+
+
+def nifti_head(path: Path) -> bytes:
+    """The first 540 bytes, unpacked; fewer of a shorter file."""
+    return _unpacked_head(path, 540) if _is_gzip(path) else _head(path, 540)
+
+
+def _is_gzip(path: Path) -> bool:
+    return _head(path, 2) == b"\x1f\x8b"
 
 
 def is_nifti(head: bytes) -> bool:

@@ -312,9 +312,9 @@ FAKES = {
         aul,
         Expect(
             samples=4,
-            ignored=3,
-            masks=4,
-            classes={"liver": 3, "mass": 2},
+            ignored=4,
+            masks=3,
+            classes={"liver": 2, "mass": 2},
             labels={"benign": 2, "malignant": 1, "normal": 1},
             patients=4,
         ),

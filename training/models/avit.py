@@ -16,7 +16,6 @@ from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.checkpoint import checkpoint
 
 from training.models.deformable import Backend, BaseGrid, base_offsets, deform_conv
 from training.models.positions import sincos_2d
@@ -151,7 +150,7 @@ class ACDTBlock(Block):
 
     def attend(self, queries: Tensor, sources: Tensor) -> Tensor:
         """Multi-head attention of (B, L, D) queries on keys and values of (B, L, D) sources, with timm's weights."""
-        attn, width = self.attn, queries.shape[-1]
+        attn, width = cast(Any, self.attn), queries.shape[-1]
         weight, bias = attn.qkv.weight, attn.qkv.bias
         q = F.linear(queries, weight[:width], bias[:width])
         k, v = F.linear(sources, weight[width:], bias[width:]).chunk(2, dim=-1)
@@ -230,10 +229,7 @@ class AViT(VisionTransformer):
         x = torch.cat([cls.to(patches.dtype), patches], dim=1) + self._positions(grid)
         for number, block in enumerate(self.blocks):
             scale = None if scales is None else scales[:, number].to(x.dtype)
-            if self.grad_checkpointing and torch.is_grad_enabled():
-                x = cast(Tensor, checkpoint(block, x, condition, grid, scale, use_reentrant=False))
-            else:
-                x = block(x, condition, grid, scale, record)
+            x = block(x, condition, grid, scale, record)
         return cast(Tensor, self.norm(x))
 
     def _positions(self, grid: tuple[int, int]) -> Tensor:

@@ -48,8 +48,9 @@ def sample_places(offsets: Tensor, base: BaseGrid) -> Tensor:
     """
     offsets = offsets if offsets.dtype == torch.float64 else offsets.float()
     rows, columns, taps = offsets.shape[1], offsets.shape[2], offsets.shape[4]
-    at = {"device": offsets.device, "dtype": offsets.dtype}
-    grid = torch.stack(torch.meshgrid(torch.arange(rows, **at), torch.arange(columns, **at), indexing="ij"), dim=-1)
+    row = torch.arange(rows, device=offsets.device, dtype=offsets.dtype)
+    column = torch.arange(columns, device=offsets.device, dtype=offsets.dtype)
+    grid = torch.stack(torch.meshgrid(row, column, indexing="ij"), dim=-1)
     return offsets + grid[:, :, None, None] + base_offsets(taps, base).to(offsets)
 
 

@@ -75,7 +75,8 @@ class FrozenFeatures(nn.Module):
         if self.size is not None and images.shape[-1] != self.size:
             images = F.interpolate(images, (self.size, self.size), mode="bilinear", antialias=True)
         x = (images - self.mean) / self.std  # grey becomes as many channels as the network has means
-        features: Tensor = self.net.forward_features(x) if hasattr(self.net, "forward_features") else self.net(x)
+        net: Any = self.net
+        features: Tensor = net.forward_features(x) if hasattr(net, "forward_features") else net(x)
         return features if features.ndim == 3 else features.flatten(2).mT
 
 
@@ -183,7 +184,9 @@ def _weights(cfg: PerceptualConfig) -> tuple[Path, str]:
         "lpips.weights=PATH and lpips.model=NAME of timm), =random (frozen, untrained), or =none (no perceptual term)"
     )
     if cfg.weights is None:
-        raise ConfigError(f"lpips.kind is {cfg.kind!r}, but lpips.weights is not set.", step="perceptual loss", hint=hint)
+        raise ConfigError(
+            f"lpips.kind is {cfg.kind!r}, but lpips.weights is not set.", step="perceptual loss", hint=hint
+        )
     path = Path(cfg.weights).expanduser()
     if not path.is_file():
         raise ConfigError(f"lpips.weights: there is no file {path}.", step="perceptual loss", hint=hint)

@@ -166,7 +166,7 @@ class _Stage(nn.Module):
     def __init__(self, layer: BasicLayer, side: int) -> None:
         super().__init__()
         self.window, self.shift = layer.window_size, layer.shift_size
-        self.blocks, self.downsample = layer.blocks, layer.downsample
+        self.blocks, self.downsample = layer.blocks, cast(nn.Module, layer.downsample)
         for block in self.blocks:
             block.attn = _Attention(cast(WindowAttention, block.attn), min(side, self.window[0]))
         self.side = side
@@ -204,7 +204,8 @@ class _Attention(nn.Module):
         self.num_heads, self.window = attention.num_heads, attention.window_size[0]
         self.relative_position_bias_table = attention.relative_position_bias_table
         self.qkv, self.proj = attention.qkv, attention.proj
-        self.register_buffer("relative_position_index", attention.relative_position_index)  # MONAI saves it
+        saved = cast(Tensor, attention.relative_position_index)  # MONAI keeps it with the weights
+        self.register_buffer("relative_position_index", saved)
         self.register_buffer("index", _relative_index(side, side, self.window), persistent=False)
         self.side = side
 

@@ -171,7 +171,7 @@ class TUSA(nn.Module):
         if cfg.weights.contrast > 0:
             layers = [nn.Linear(width, cfg.proj_width), nn.GELU(), nn.Linear(cfg.proj_width, cfg.proj_out)]
             self.head = nn.Sequential(*layers) if cfg.proj_head == "mlp" else nn.Identity()
-        logits: nn.Conv2d = self.network.net.out.conv.conv  # type: ignore[assignment, union-attr]
+        logits: nn.Conv2d = self.network.net.out.conv.conv
         nn.init.normal_(logits.weight, std=0.02)  # so that all channels start inside sparsemax's support (ours)
         nn.init.zeros_(logits.bias)  # type: ignore[arg-type]
         self.texture.requires_grad_(cfg.rebuilds)
@@ -208,7 +208,9 @@ class TUSA(nn.Module):
         encoded = self.network.encode(x := _signed(seen.flatten(0, 2)))  # all four views of all images in one pass
         terms: dict[str, Callable[[], Tensor]] = {}
         if cfg.weights.contrast > 0:
-            terms["contrast"] = lambda: nt_xent(self.project(encoded.latent(cfg.latent)), cfg.temperature, cfg.positives)
+            terms["contrast"] = lambda: nt_xent(
+                self.project(encoded.latent(cfg.latent)), cfg.temperature, cfg.positives
+            )
         if cfg.decodes:
             logits = self.network.decode(x, encoded.hidden).float()  # (4 B, K, S, S)
             maps = self.activate(logits)

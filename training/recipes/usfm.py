@@ -32,7 +32,8 @@ from training.models.beit import (
 from training.models.vit import build_vit
 from training.recipes.registry import recipe
 from training.transforms import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD, centre_box, crop, draw_crops, to_float
-from training.usfm_augment import blur, relight, rotate
+from training.usfm_augment import relight, rotate
+from training.views import blur_each
 
 VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
     "usfm": {},
@@ -86,9 +87,7 @@ class USFMConfig(BaseModel):
     # frequency mask
     bands: int = Field(default=7, gt=0)
     bands_masked: int = Field(default=2, ge=0)  # rings removed from each image; 0: no frequency mask
-    protect: int = Field(
-        default=5, gt=0
-    )  # cycles per image; 5: 11 x 11, the paper's 10 x 10 made symmetric
+    protect: int = Field(default=5, gt=0)  # cycles per image; 5: 11 x 11, the paper's 10 x 10 made symmetric
     spacing: Spacing = "linear"  # ours: the official generator's numbers are not published
     clamp: bool = False  # cut the band-stop's result off at 0 and 1; ours: no, the removed rings would come back
 
@@ -98,6 +97,8 @@ class USFMConfig(BaseModel):
     lambda_freq: float = Field(default=0.4, ge=0)
     focal_alpha: float = Field(default=1.0, ge=0)
     loss_units: Literal["normalised", "unit"] = "normalised"  # ours (SimMIM); unit: both terms on [0, 1]
+
+    optimiser: Literal["adamw", "adam"] = "adamw"  # ours (SimMIM); adam: the paper's word for all its models
 
     @model_validator(mode="after")
     def _sane(self) -> "USFMConfig":
@@ -125,6 +126,7 @@ _MICRO: Mapping[str, Any] = {
     "patch_size": 8,
     "block_size": 16,
     "protect": 2,  # of 32 cycles; 5 of 112 in the paper
+    "layer_scale": 1.0,  # 0.1 holds two blocks back for hundreds of steps
     "encoder_width": 64,
     "encoder_depth": 2,
     "encoder_heads": 4,
@@ -238,7 +240,8 @@ class USFM(nn.Module):
         """
         turned = rotate(self._stored(images), draws["angle"])
         cut = crop(turned, draws["box"], self.cfg.image_size, draws["flip"])
-        return blur(relight(cut, draws["brightness"], draws["contrast"]), draws["sigma"])
+        lit = relight(cut, draws["brightness"], draws["contrast"])
+        return blur_each(lit[:, 0], draws["sigma"], self.cfg.blur_sigma[1])[:, None]
 
     def corrupt(self, sharp: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """The crop after the band-stop, after both masks, and which pixels are painted over: (B, 1, S, S) each.
@@ -280,6 +283,11 @@ class USFM(nn.Module):
             "its rebuilt": rebuilt,
         }
         return {**stages, **{name: log_spectrum(value, brightest).clamp(0, 1) for name, value in spectra.items()}}
+
+    @property
+    def optimisers(self) -> dict[str, dict[str, Any]]:
+        """The one optimiser; rates, decay and betas are the run's."""
+        return {"main": {"kind": self.cfg.optimiser}}
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Two optimiser groups: decayed, and not (1-D parameters, class token, positions, and their tables)."""

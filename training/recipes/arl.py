@@ -1,0 +1,696 @@
+"""ARL: a ViT that is told the organ, and looks where that organ's anatomy is (A-ViT).
+
+Read `ARL.step` first: L = L_SD + (L_MIM + lambda * L_adv). The paper's ablations are the same code with other settings:
+see `VARIANTS`; the conditional block is in training/models/avit.py, the losses in training/losses_adversarial.py.
+
+Source: "Anatomy-aware Representation Learning for Medical Ultrasound", ICLR 2026, from a summary with its equations;
+no code is public. What the summary leaves open follows DINO, iBOT, SimMIM and VQGAN, and is `ours`.
+"""
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from training.arl_views import by_view, crops, hidden_patches, pasted, relit, stored
+from training.distributed import mean_over_ranks
+from training.losses_adversarial import (
+    adaptive_lambda,
+    discriminator_loss,
+    distillation_loss,
+    generator_loss,
+    layer_gradient,
+    mim_gradient,
+    mim_loss,
+    with_gradient,
+)
+from training.masking import gather_patches, visible_patches
+from training.models.avit import ACDTBlock, ACDTOptions, AViT, WeightMode, drop_path_scales, load_plain
+from training.models.deformable import Backend, BaseGrid
+from training.models.distillation import Centre, DistillationHead, follow
+from training.models.patch_discriminator import PatchDiscriminator, accuracy
+from training.models.vit import patchify
+from training.organ_condition import (
+    Missing,
+    Organ,
+    UnknownName,
+    default_classes,
+    one_hot,
+    organ_error,
+    organ_slots,
+    pack_names,
+    refuse_other_classes,
+    told,
+    unpack_names,
+)
+from training.recipes.registry import recipe
+from training.transforms import centre_box, crop, draw_crops
+from usdata.errors import ConfigError
+
+Mode = Literal["label", "null", "predict"]
+
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "mim": {"acdt": False, "adv": False, "sd": False},
+    "mim_acdt": {"acdt": True, "adv": False, "sd": False},
+    "mim_acdt_adv": {"acdt": True, "adv": True, "sd": False},
+    "full": {"acdt": True, "adv": True, "sd": True},
+    "mim_natural": {"acdt": False, "adv": False, "sd": False, "data": "natural"},
+}
+"""The rows of the paper's ablation table as overrides of the config, usable with every preset."""
+
+
+class ARLConfig(BaseModel):
+    """Every switch of the paper's ablations. The summary names the losses and the block; all numbers are `ours`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    # the image
+    image_size: int = Field(default=224, gt=0)  # ours
+    source_size: int = Field(default=256, gt=0)  # pixels per side of the stored images; the lake's
+    crop_area: tuple[float, float] = (0.32, 1.0)  # ours (iBOT): share of the image a global view keeps
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # ours (torchvision)
+    flip: float = Field(default=0.5, ge=0, le=1)  # ours; never upside down
+    photometric: float = Field(default=0.8, ge=0, le=1)  # ours: probability of other brightness, contrast; teacher only
+    photometric_range: float = Field(default=0.4, ge=0, lt=1)  # ours: factors in 1 -+ this
+    blur: float = Field(default=0.1, ge=0, le=1)  # ours: probability; teacher only, never the pixels to rebuild
+    blur_sigma: tuple[float, float] = (0.1, 1.0)  # ours: pixels
+    eval_view: Literal["centre", "whole"] = "centre"  # ours
+    data: Literal["ultrasound", "natural"] = "ultrasound"  # natural images have no organ: every condition is null
+
+    # A-ViT: ViT-B/16
+    patch_size: int = Field(default=16, gt=0)
+    width: int = Field(default=768, gt=0, multiple_of=4)
+    depth: int = Field(default=12, gt=0)
+    heads: int = Field(default=12, gt=0)
+    drop_path: float = Field(default=0.1, ge=0, lt=1)  # ours
+    positions: Literal["learned", "sincos"] = "learned"  # ours; sincos: learned, but starting there
+    init: str = "scratch"  # or the path of a plain ViT's safetensors
+    acdt: bool = True  # False: timm's plain blocks, same code path
+    anatomy: Literal["per_block", "shared"] = "per_block"  # ours: one AC per block
+    w_mode: WeightMode = "depthwise"  # ours
+    base_grid: BaseGrid = "3x3"  # ours (DCN)
+    taps: Literal[1, 9] = 9  # ours: K
+    offset_groups: int = Field(default=1, gt=0)  # ours
+    offset_range: float | None = Field(default=None, gt=0)  # ours: patches
+    w_std: float = Field(default=0.0, ge=0)  # ours
+    offset_lr: float = Field(default=0.1, gt=0)  # ours: the offset network's share of the learning rate
+    backend: Backend = "auto"  # of the deformable sampling; same results
+
+    # the organ
+    classes: tuple[str, ...] = Field(default_factory=default_classes)  # ours: usdata/taxonomy.yaml, scheme arl16
+    condition: Literal["label", "null", "shuffled"] = "label"  # shuffled: a random class, to see what labels are worth
+    cond_dropout: float = Field(default=0.1, ge=0, lt=1)  # ours: share of images whose student does not see the label
+    missing: Missing = "null"  # ours: phantoms, animals, "unknown": no class, or the taxonomy's slot `other`
+    unknown_name: UnknownName = "error"  # ours: a name outside the vocabulary
+    organ_head: bool = True  # ours: a Linear that predicts the organ from the label-free class token; for `predict`
+
+    # masked image modelling
+    mask_ratio: float = Field(default=0.6, ge=0, lt=1)  # ours (SimMIM)
+    mask_block: int = Field(default=1, gt=0)  # ours: side of the squares that are masked together, in patches
+    mim_reduction: Literal["sum", "mean"] = "sum"  # the equation's sum over a patch's pixels
+    decoder_depth: int = Field(default=0, ge=0)  # ours: plain blocks before the Linear to pixels
+    decoder_width: int = Field(default=512, gt=0)  # ours
+    decoder_heads: int = Field(default=8, gt=0)  # ours
+
+    # adversarial
+    adv: bool = True
+    adv_start: float = Field(default=0.02, ge=0, le=1)  # ours: share of the steps before the discriminator begins
+    adv_lambda: Literal["adaptive"] | float = "adaptive"  # ratio of gradient norms, or a number
+    lambda_max: float = Field(default=1e4, gt=0)  # ours (VQGAN)
+    lambda_eps: float = Field(default=1e-6, gt=0)  # ours
+    disc_input: Literal["patch", "composite"] = "patch"  # ours; composite: the image with its rebuilt patches in place
+    disc_width: int = Field(default=64, gt=0)  # ours
+    disc_lr: float = Field(default=1e-4, gt=0)  # ours
+    spectral_norm: bool = False  # ours
+
+    # self-distillation
+    sd: bool = True
+    sd_patch: bool = False  # ours: iBOT's loss on masked patch tokens as well
+    local_crops: int = Field(default=0, ge=0)  # ours
+    local_size: int = Field(default=96, gt=0)  # ours: pixels per side
+    local_area: tuple[float, float] = (0.05, 0.32)  # ours (iBOT)
+    prototypes: int = Field(default=8192, gt=1)  # ours (iBOT)
+    head_hidden: int = Field(default=2048, gt=0)  # ours (DINO)
+    head_bottleneck: int = Field(default=256, gt=0)  # ours (DINO)
+    freeze_last: float = Field(default=0.01, ge=0, le=1)  # ours (DINO: one epoch): share of steps with fixed prototypes
+    teacher_momentum: float = Field(default=0.996, ge=0, le=1)  # ours (DINO); rises to 1 by half a cosine
+    student_temp: float = Field(default=0.1, gt=0)  # ours (DINO)
+    teacher_temp: tuple[float, float] = (0.04, 0.07)  # ours (DINO): first and last
+    temp_warmup: float = Field(default=0.3, ge=0, le=1)  # ours (DINO: 30 epochs): share of steps to get there
+    centre_momentum: float = Field(default=0.9, ge=0, le=1)  # ours (DINO)
+
+    # features
+    pool: Literal["cls+mean", "cls", "mean"] = "cls+mean"  # ours (iBOT's linear probe)
+    inference: Literal["label", "null", "predict"] = "null"  # ours: when `encode` is given no organ
+
+    @property
+    def views(self) -> int:
+        """Global views of each image: two where there is a teacher to compare them with."""
+        return 2 if self.sd else 1
+
+    @property
+    def labelled(self) -> bool:
+        """Whether the network looks at organs at all."""
+        return self.acdt and self.condition != "null" and self.data == "ultrasound"
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the organ classifier is trained."""
+        return self.organ_head and self.labelled and self.cond_dropout > 0
+
+    @model_validator(mode="after")
+    def _sane(self) -> "ARLConfig":
+        for name in ("image_size", "local_size") if self.sd and self.local_crops else ("image_size",):
+            if getattr(self, name) % self.patch_size:
+                raise ValueError(f"{name} {getattr(self, name)} is not a multiple of patch_size {self.patch_size}")
+        if self.width % self.heads:
+            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
+        if self.decoder_depth and self.decoder_width % self.decoder_heads:
+            raise ValueError(f"decoder_width {self.decoder_width} is not a multiple of decoder_heads")
+        if self.width % self.offset_groups:
+            raise ValueError(f"width {self.width} is not a multiple of offset_groups {self.offset_groups}")
+        if self.adv and (self.patch_size < 4 or self.patch_size & (self.patch_size - 1)):
+            raise ValueError(f"the discriminator needs a patch_size of 4, 8, 16 ..., not {self.patch_size}")
+        for name in ("crop_area", "local_area", "crop_ratio", "blur_sigma"):
+            low, high = getattr(self, name)
+            if not 0 < low <= high or (high > 1 and name.endswith("area")):
+                raise ValueError(f"{name} must be (smallest, largest) above 0, areas at most 1, not {(low, high)}")
+        if min(self.teacher_temp) <= 0:
+            raise ValueError(f"teacher_temp must be above 0, not {self.teacher_temp}")
+        return self
+
+
+_MICRO: Mapping[str, Any] = {
+    "image_size": 64,
+    "patch_size": 8,
+    "width": 64,
+    "depth": 2,
+    "heads": 4,
+    "positions": "sincos",
+    "drop_path": 0.0,
+    "disc_width": 16,
+    "disc_lr": 1e-3,
+    "prototypes": 64,
+    "head_hidden": 64,
+    "head_bottleneck": 32,
+    "teacher_temp": (0.04, 0.04),
+    "local_size": 32,
+}
+_SMALL: Mapping[str, Any] = {
+    "image_size": 128,
+    "width": 192,
+    "depth": 6,
+    "heads": 3,
+    "positions": "sincos",
+    "disc_width": 32,
+    "prototypes": 1024,
+    "head_hidden": 512,
+    "head_bottleneck": 128,
+    "teacher_temp": (0.04, 0.04),
+    "local_size": 64,
+}
+_RUN: Mapping[str, Any] = {"betas": (0.9, 0.999), "weight_decay": 0.04, "weight_decay_end": 0.4, "clip_grad": 3.0}
+
+
+@recipe("arl", ARLConfig)
+class ARL(nn.Module):
+    """Student A-ViT with mask token, pixel Linear and head; EMA teacher; patch discriminator.
+
+    Modules: `encoder`, `mask_token`, `decoder` (with decoder_depth), `pred`; with sd `head`, `teacher` (encoder, head),
+    `centre`; with adv `discriminator`; `organ_head`. What is switched off is None: no parameters, no forward.
+    """
+
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        "micro": {"recipe": _MICRO, "run": {**_RUN, "steps": 300, "batch_size": 16, "lr": 1e-3}},
+        "small": {"recipe": _SMALL, "run": {**_RUN, "steps": 5000, "batch_size": 64, "lr": 5e-4}},
+        # 100 epochs of 1 M drawn images, 10 of them warm-up; ours (iBOT, DINO)
+        "paper": {
+            "recipe": {},
+            "run": {
+                **_RUN,
+                "steps": 97_656,
+                "batch_size": 1024,
+                "base_lr": 5e-4,
+                "min_lr": 1e-6,
+                "warmup": 0.1,
+                "epoch_size": 1_000_000,
+            },
+        },
+    }
+    progress: Tensor
+    class_names: Tensor
+
+    def __init__(self, cfg: ARLConfig) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.encoder = AViT(
+            acdt=self._acdt_options() if cfg.acdt else None,
+            shared_anatomy=cfg.anatomy == "shared",
+            sincos=cfg.positions == "sincos",
+            **self._vit_args(),
+        )
+        self.patches: int = self.encoder.patch_embed.num_patches
+        visible_patches(self.patches, cfg.mask_ratio)  # fails early
+        if cfg.init != "scratch":
+            load_plain(self.encoder, _plain_weights(cfg.init))
+        self.mask_token = nn.Parameter(torch.empty(cfg.width))
+        nn.init.normal_(self.mask_token, std=0.02)
+        self.decoder = _decoder(cfg) if cfg.decoder_depth else None
+        self.pred = nn.Linear(cfg.decoder_width if cfg.decoder_depth else cfg.width, cfg.patch_size**2)
+        self.organ_head = nn.Linear(cfg.width, len(cfg.classes)) if cfg.predicts else None
+        self.discriminator = (
+            PatchDiscriminator(cfg.patch_size, 1, cfg.disc_width, cfg.spectral_norm) if cfg.adv else None
+        )
+        self.head: DistillationHead | None = None
+        self.teacher: nn.ModuleDict | None = None
+        if cfg.sd:
+            self.head = DistillationHead(cfg.width, cfg.head_hidden, cfg.head_bottleneck, cfg.prototypes)
+            parts = {"encoder": copy.deepcopy(self.encoder), "head": copy.deepcopy(self.head)}
+            self.teacher = nn.ModuleDict(parts).requires_grad_(False).eval()
+        terms = [name for name in ("sd", "sd_patch") if cfg.sd and getattr(cfg, name)]
+        self.centres = nn.ModuleDict({name: Centre(cfg.prototypes) for name in terms})
+        self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
+        self.done = 0.0  # `progress` where reading it does not wait for the device
+        self.register_buffer("class_names", pack_names(cfg.classes))
+        self.register_load_state_dict_pre_hook(_check_classes)
+        self.register_load_state_dict_post_hook(_read_progress)
+
+    # ---- what the trainer asks
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Catalog columns that `conditions` needs."""
+        return ("organ",) if self.cfg.labelled else ()
+
+    @property
+    def optimisers(self) -> dict[str, dict[str, Any]]:
+        """Beside the main AdamW: the discriminator's Adam, and one for the organ classifier on detached tokens."""
+        named: dict[str, dict[str, Any]] = {}
+        if self.discriminator is not None:
+            adam = {"kind": "adam", "betas": (0.5, 0.9), "lr": self.cfg.disc_lr, "weight_decay": 0.0}
+            named["discriminator"] = adam
+        if self.organ_head is not None:
+            named["organ"] = {"kind": "adamw", "betas": (0.9, 0.999), "lr": 1e-3, "weight_decay": 0.0}
+        return named
+
+    def facts(self) -> dict[str, str]:
+        """What weights of this recipe say of themselves: the class list, and the sampling's back-end."""
+        return {"classes": ",".join(self.cfg.classes)}
+
+    def conditions(self, columns: Mapping[str, Sequence[str | None]]) -> dict[str, Tensor]:
+        """The organs of a batch as the draw "organ" of `step`: (n,) int64 slots, -1 for no class.
+
+        Raises:
+            ConfigError: a name outside the vocabulary, unless `unknown_name` is "null".
+        """
+        return {"organ": self._slots(columns["organ"])}
+
+    def draw(self, n: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """All random numbers of a step on `n` images, on the generator's device. V global views, then L local ones.
+
+        Returns:
+            "box" (n, V, 4) and "flip" (n, V) of the global views; "noise" (n, V, N), whose smallest stay visible;
+            "drop" (n,) bool, whose student does not see the label; "wrong" (n,) int64 a random class; "paths"
+            (n, V + L, depth, 2) for drop path; with sd also "light" (n, V, 2) factors of brightness and contrast,
+            "sigma" (n, V) pixels, and "local_box" (n, L, 4), "local_flip" (n, L).
+        """
+        cfg, views = self.cfg, self.cfg.views
+        on: dict[str, Any] = {"generator": generator, "device": generator.device}
+        local = cfg.local_crops if cfg.sd else 0
+        boxes = draw_crops(n * views, cfg.source_size, generator, cfg.crop_area, cfg.crop_ratio)
+        drawn = {
+            "box": boxes.unflatten(0, (n, views)),
+            "flip": torch.rand(n, views, **on) < cfg.flip,
+            "noise": torch.rand(n, views, self.patches, **on),
+            "drop": torch.rand(n, **on) < cfg.cond_dropout,
+            "wrong": torch.randint(len(cfg.classes), (n,), **on),
+            "paths": torch.rand(n, views + local, cfg.depth, 2, **on),
+        }
+        if cfg.sd:
+            factors = 1 + cfg.photometric_range * (2 * torch.rand(n, views, 2, **on) - 1)
+            drawn["light"] = torch.where(torch.rand(n, views, 1, **on) < cfg.photometric, factors, 1.0)
+            low, high = cfg.blur_sigma
+            sigma = low + (high - low) * torch.rand(n, views, **on)
+            drawn["sigma"] = sigma * (torch.rand(n, views, **on) < cfg.blur)
+        if local:
+            boxes = draw_crops(n * local, cfg.source_size, generator, cfg.local_area, cfg.crop_ratio)
+            drawn |= {"local_box": boxes.unflatten(0, (n, local)), "local_flip": torch.rand(n, local, **on) < cfg.flip}
+        return drawn
+
+    # ---- pretraining
+
+    def step(self, images: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """One pretraining step: L = L_SD + (L_MIM + lambda * L_adv).
+
+        Args:
+            images: (B, 1, 256, 256) uint8.
+            draws: what `draw(B, ...)` and `conditions` give, on the images' device; without "organ", none is known.
+
+        Returns:
+            Scalars: "loss" and its terms; "loss/discriminator" and "loss/organ", of the two other optimisers.
+
+        Raises:
+            ValueError: the images are not uint8 of `cfg.source_size`.
+        """
+        sharp = self.views(images, draws)  # (V * B, 1, S, S) in [-1, 1], view by view
+        places, hidden = self.masks(draws["noise"])  # (V * B, M) of hidden patches, (V * B, N)
+        label, seen = self.labels(len(images), draws)  # (B, classes) the teacher's, the student's
+        tokens = self.encoder.tokens(
+            sharp,
+            seen.repeat(self.cfg.views, 1),
+            hidden=hidden,
+            mask_token=self.mask_token,
+            scales=self._scales(draws["paths"][:, : self.cfg.views]),
+        )  # (V * B, 1 + N, D)
+        terms = self.rebuild(tokens, sharp, places)  # "pixels" = L_MIM + lambda * L_adv, and its parts
+        loss = terms.pop("pixels")
+        if self.teacher is not None:
+            distilled = self.distil(tokens, sharp, images, places, label, seen, draws)
+            loss = loss + sum(distilled.values())
+            terms |= distilled
+        if self.organ_head is not None:
+            terms |= self._learn_organs(tokens[:, 0], draws)
+        if "organ" in draws:
+            terms["unknown_organ"] = (draws["organ"] < 0).float().mean()
+        return {"loss": loss, **terms}
+
+    def rebuild(self, tokens: Tensor, sharp: Tensor, places: Tensor) -> dict[str, Tensor]:
+        """L_MIM on the hidden patches and, once it has begun, lambda * L_adv; "pixels" is their sum.
+
+        The gradients of both at the predicted pixels are known before any backward pass, so lambda costs two small
+        matrix products, and the encoder is traversed once.
+        """
+        h = self._before_pixels(tokens, places)  # (V * B, M, W)
+        pred = self.pred(h)  # (V * B, M, p * p)
+        target = gather_patches(patchify(sharp, self.cfg.patch_size), places)
+        mim = mim_loss(pred, target, self.cfg.mim_reduction)
+        if self.discriminator is None or self.done < self.cfg.adv_start:
+            return {"pixels": mim, "mim": mim.detach()}
+        return {"mim": mim.detach(), **self._adversarial(h, pred, target, mim, sharp, places)}
+
+    @torch.compiler.disable  # it differentiates by itself
+    def _adversarial(
+        self, h: Tensor, pred: Tensor, target: Tensor, mim: Tensor, sharp: Tensor, places: Tensor
+    ) -> dict[str, Tensor]:
+        assert self.discriminator is not None
+        cfg = self.cfg
+        with torch.enable_grad():
+            leaf = pred.detach().float().requires_grad_()
+            adv = generator_loss(self.discriminator(self._judged(leaf, sharp, places)))
+            (d_adv,) = torch.autograd.grad(adv, leaf)  # with respect to the pixels alone: D gets no gradient
+        d_mim = mim_gradient(pred.detach(), target, cfg.mim_reduction)
+        if cfg.adv_lambda == "adaptive":
+            norms = [mean_over_ranks(layer_gradient(d, h.detach())) for d in (d_mim, d_adv)]
+            weight = adaptive_lambda(norms[0], norms[1], cfg.lambda_eps, cfg.lambda_max)
+        else:
+            weight = torch.full_like(adv.detach(), float(cfg.adv_lambda))
+        pixels = with_gradient(mim.detach() + weight * adv.detach(), pred, d_mim + weight * d_adv)
+        both = [self._judged(patches, sharp, places) for patches in (target, pred.detach().float())]
+        real, fake = self.discriminator(torch.cat(both)).chunk(2)
+        return {
+            "pixels": pixels,
+            "adv": adv.detach(),
+            "lambda": weight,
+            "loss/discriminator": discriminator_loss(real, fake),
+            "disc_accuracy": accuracy(real, fake),
+        }
+
+    def distil(
+        self,
+        tokens: Tensor,
+        sharp: Tensor,
+        images: Tensor,
+        places: Tensor,
+        label: Tensor,
+        seen: Tensor,
+        draws: dict[str, Tensor],
+    ) -> dict[str, Tensor]:
+        """L_SD: the student's masked views against the teacher's whole ones, each with the other view."""
+        assert self.teacher is not None and self.head is not None
+        cfg, frozen = self.cfg, self.done < self.cfg.freeze_last
+        with torch.no_grad():  # the teacher sees whole, re-lit views and always the label
+            lit = relit(sharp, draws["light"], draws["sigma"], cfg.blur_sigma[1])
+            guide = self.teacher["encoder"].tokens(lit, label.repeat(cfg.views, 1))
+            wanted = self.teacher["head"](guide[:, 0]).unflatten(0, (cfg.views, -1))  # (V, B, prototypes)
+        ours = self.head(tokens[:, 0], frozen).unflatten(0, (cfg.views, -1))
+        if cfg.local_crops:
+            ours = torch.cat([ours, self._local(images, seen, draws, frozen)])
+        pairs = {"sd": (ours, wanted)}
+        if cfg.sd_patch:
+            with torch.no_grad():
+                wanted_patches = self.teacher["head"](gather_patches(guide[:, 1:], places)).flatten(0, 1)[None]
+            our_patches = self.head(gather_patches(tokens[:, 1:], places), frozen).flatten(0, 1)[None]
+            pairs["sd_patch"] = (our_patches, wanted_patches)
+        temps = {"student_temp": cfg.student_temp, "teacher_temp": self.teacher_temp()}
+        losses = {}
+        for name, (student, teacher) in pairs.items():
+            centre = self.centres[name]
+            losses[name] = distillation_loss(student, teacher, centre.value, same=name == "sd_patch", **temps)
+            if self.training:
+                centre.note(teacher)  # moves the centre after the update, not before its use
+        return losses
+
+    @torch.no_grad()
+    def after_step(self, progress: float = 0.0) -> None:
+        """After the optimiser's step: the teacher follows, then the centres move.
+
+        Args:
+            progress: share of the run's steps that are done, in [0, 1]; the schedules of the next step follow it.
+        """
+        if self.teacher is not None and self.head is not None:
+            momentum = self.momentum()  # of the step that was just done
+            follow(self.teacher["encoder"].parameters(), self.encoder.parameters(), momentum)
+            follow(self.teacher["head"].parameters(), self.head.parameters(), momentum)
+        for centre in self.centres.values():
+            centre.update(self.cfg.centre_momentum)
+        self.done = progress
+        self.progress.fill_(progress)
+
+    def momentum(self) -> float:
+        """The teacher's momentum now: from `teacher_momentum` up to 1 by half a cosine."""
+        return 1.0 - (1.0 - self.cfg.teacher_momentum) * 0.5 * (1.0 + math.cos(math.pi * self.done))
+
+    def teacher_temp(self) -> float:
+        """The teacher's temperature now: linear from the first to the last during `temp_warmup`."""
+        first, last = self.cfg.teacher_temp
+        share = min(1.0, self.done / self.cfg.temp_warmup) if self.cfg.temp_warmup else 1.0
+        return first + (last - first) * share
+
+    # ---- parts of a step
+
+    def views(self, images: Tensor, draws: dict[str, Tensor]) -> Tensor:
+        """The global views, (V * B, 1, S, S) float32 in [-1, 1], all first views before all second ones."""
+        source = stored(images, self.cfg.source_size)
+        return crops(source, draws["box"], draws["flip"], self.cfg.image_size)
+
+    def masks(self, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Hidden patches of noise (B, V, N): places (V * B, M) int64 and mask (V * B, N) bool."""
+        cfg = self.cfg
+        return hidden_patches(noise, self.encoder.patch_embed.grid_size, cfg.mask_ratio, cfg.mask_block)
+
+    def labels(self, n: int, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """The organ's vector (n, classes) for the teacher, and for the student, zeros where it is dropped."""
+        cfg, given = self.cfg, draws.get("organ")
+        slots = torch.full_like(draws["wrong"], -1) if given is None or not cfg.labelled else given
+        if cfg.labelled and cfg.condition == "shuffled":
+            slots = draws["wrong"]
+        label = one_hot(slots, len(cfg.classes))
+        return label, label * ~draws["drop"][:, None]
+
+    def _scales(self, noise: Tensor) -> Tensor | None:
+        """(B, V, depth, 2) -> (V * B, depth, 2) factors, or None where every branch is kept."""
+        if not (self.training and self.cfg.drop_path):
+            return None
+        return drop_path_scales(by_view(noise), self.cfg.drop_path)
+
+    def _local(self, images: Tensor, seen: Tensor, draws: dict[str, Tensor], frozen: bool) -> Tensor:
+        """Student logits of the small crops, (L, B, prototypes)."""
+        assert self.head is not None
+        source = stored(images, self.cfg.source_size)
+        small = crops(source, draws["local_box"], draws["local_flip"], self.cfg.local_size)
+        scales = self._scales(draws["paths"][:, self.cfg.views :])
+        tokens = self.encoder.tokens(small, seen.repeat(self.cfg.local_crops, 1), scales=scales)
+        logits: Tensor = self.head(tokens[:, 0], frozen)
+        return logits.unflatten(0, (self.cfg.local_crops, -1))
+
+    def _before_pixels(self, tokens: Tensor, places: Tensor) -> Tensor:
+        tokens = tokens if self.decoder is None else self.decoder(tokens)
+        return gather_patches(tokens[:, 1:], places)
+
+    def _judged(self, pixels: Tensor, sharp: Tensor, places: Tensor) -> Tensor:
+        """What the discriminator looks at: each hidden patch (n, 1, p, p), or the image they are pasted into."""
+        p = self.cfg.patch_size
+        whole = self.cfg.disc_input == "composite"
+        return pasted(pixels, sharp, places, p) if whole else pixels.reshape(-1, 1, p, p)
+
+    def _learn_organs(self, cls: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Cross-entropy of the organ classifier on class tokens that have not seen the label; none to the encoder."""
+        assert self.organ_head is not None
+        organ = draws.get("organ", torch.full_like(draws["wrong"], -1)).repeat(self.cfg.views)
+        unseen = draws["drop"].repeat(self.cfg.views)
+        return {"loss/organ": organ_error(self.organ_head(cls.detach()), organ, unseen, self.cfg.cond_dropout)}
+
+    # ---- what is looked at
+
+    @torch.no_grad()
+    def pictures(self, images: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The step on the first view, each (B, 1, S, S) float32 in [0, 1]; hidden patches are mid-grey in "masked".
+
+        "offsets" shows how far the last block's taps were moved: black 0, 0.63 one patch, towards white beyond.
+        """
+        first = {name: draws[name][:, :1] for name in ("box", "flip", "noise")}
+        sharp = self.views(images, first)
+        places, hidden = self.masks(first["noise"])
+        label = self.labels(len(images), draws)[0]
+        moved: list[Tensor] = []
+        tokens = self.encoder.tokens(sharp, label, hidden=hidden, mask_token=self.mask_token, record=moved)
+        pixels = self.pred(self._before_pixels(tokens, places)).float()
+        shown = {
+            "view": sharp,
+            "masked": pasted(torch.zeros_like(pixels), sharp, places, self.cfg.patch_size),
+            "reconstruction": pasted(pixels, sharp, places, self.cfg.patch_size),
+        }
+        drawn = {name: (value / 2 + 0.5).clamp(0, 1) for name, value in shown.items()}
+        if moved:
+            far = moved[-1].norm(dim=-1).mean((-2, -1))[:, None]  # (B, 1, rows, columns) patches
+            side = self.cfg.patch_size
+            drawn["offsets"] = (1 - torch.exp(-far)).repeat_interleave(side, 2).repeat_interleave(side, 3)
+        return drawn
+
+    def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
+        """Decayed or not (biases, norms, positions, AC, w_k, prototypes), slower for offsets, and two more optimisers."""
+        found: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
+        for name, p in self.named_parameters():
+            if not p.requires_grad:
+                continue
+            root = name.split(".", 1)[0]
+            owner = {"discriminator": "discriminator", "organ_head": "organ"}.get(root, "main")
+            free = owner != "main" or p.ndim <= 1 or any(part in name for part in _NO_DECAY)
+            found.setdefault((owner, free, ".acdt.offsets." in name), []).append(p)
+        return [
+            {
+                "optimiser": owner,
+                "name": f"{owner}{' offsets' if slow else ''}{' no_decay' if free else ''}",
+                "params": params,
+                "weight_decay": 0.0 if free else weight_decay,
+                "lr_scale": self.cfg.offset_lr if slow else 1.0,
+            }
+            for (owner, free, slow), params in found.items()
+        ]
+
+    # ---- after pretraining
+
+    def train(self, mode: bool = True) -> "ARL":
+        """The teacher stays in eval mode."""
+        super().train(mode)
+        if self.teacher is not None:
+            self.teacher.eval()
+        return self
+
+    @property
+    def trained(self) -> AViT:
+        """The encoder to use afterwards: the teacher's, if there is one."""
+        return self.encoder if self.teacher is None else self.teacher["encoder"]  # type: ignore[return-value]
+
+    def view(self, images: Tensor) -> Tensor:
+        """The deterministic view of stored uint8 images: (B, 1, S, S) float32 in [-1, 1]."""
+        box = centre_box(self.cfg.source_size, 224 / 256 if self.cfg.eval_view == "centre" else 1.0)
+        return 2.0 * crop(stored(images, self.cfg.source_size), box, self.cfg.image_size, inside=False) - 1.0
+
+    def encode(self, images: Tensor, organ: Organ = None, mode: Mode | None = None) -> Tensor:
+        """Features of stored images: class token and mean patch token of the teacher, as `pool` says.
+
+        Args:
+            images: (B, 1, 256, 256) uint8.
+            organ: a name for all; names, None where unknown; (B,) int64 slots, -1 unknown; or (B, classes)
+                probabilities with sums of at most 1.
+            mode: "label" (needs `organ`); "null": no organ is told; "predict": a first pass without, the organ
+                classifier's probabilities in a second. None: "label" with an organ, else `cfg.inference`.
+
+        Returns:
+            (B, 2 D) float32 (D for pool "cls" or "mean").
+
+        Raises:
+            ConfigError: an unknown organ (with the nearest), "label" without an organ, "predict" without a classifier.
+            ValueError: the images are not uint8 of `cfg.source_size`.
+        """
+        mode = mode or ("label" if organ is not None else self.cfg.inference)
+        view = self.view(images)
+        condition = torch.zeros(len(view), len(self.cfg.classes), device=view.device)
+        if mode == "label":
+            condition = told(organ, self._slots, condition)
+        elif mode == "predict":
+            if self.organ_head is None:
+                raise ConfigError(
+                    "These weights have no organ classifier.", hint="Encode with an organ, or with mode='null'."
+                )
+            logits = self.organ_head(self.trained.tokens(view, condition)[:, 0])
+            condition = logits.float().softmax(dim=-1)
+        tokens = self.trained.tokens(view, condition)
+        pooled = {"cls": tokens[:, 0], "mean": tokens[:, 1:].mean(dim=1)}
+        return torch.cat([pooled[name] for name in self.cfg.pool.split("+")], dim=1).float()
+
+    def encoder_export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The trained encoder for others: timm's keys, plus `acdt` in each block; without acdt timm loads it."""
+        cfg = self.cfg
+        state = {name: value.detach().cpu().clone() for name, value in self.trained.state_dict().items()}
+        arch = {"class": "training.models.avit.AViT", "acdt": cfg.acdt, "anatomy": cfg.anatomy, **self._vit_args()}
+        meta: dict[str, Any] = {
+            "model_name": None if cfg.acdt else "vit_base_patch16_224",
+            "model_args": {**self._vit_args(), "num_classes": 0},
+            "arch": {**arch, **self._acdt_options().__dict__} if cfg.acdt else arch,
+            "classes": list(cfg.classes),
+            "input_size": [1, cfg.image_size, cfg.image_size],
+            "mean": [0.5],
+            "std": [0.5],
+            "interpolation": "bicubic",
+            "crop_pct": 0.875 if cfg.eval_view == "centre" else 1.0,
+            "pool": cfg.pool,
+        }
+        return state, meta
+
+    # ---- small parts
+
+    def _slots(self, organs: Sequence[str | None]) -> Tensor:
+        return organ_slots(organs, self.cfg.classes, self.cfg.missing, self.cfg.unknown_name)
+
+    def _vit_args(self) -> dict[str, Any]:
+        cfg = self.cfg
+        size = {"img_size": cfg.image_size, "patch_size": cfg.patch_size, "in_chans": 1}
+        return {**size, "embed_dim": cfg.width, "depth": cfg.depth, "num_heads": cfg.heads}
+
+    def _acdt_options(self) -> ACDTOptions:
+        cfg = self.cfg
+        names = ("taps", "base_grid", "offset_groups", "offset_range", "w_mode", "w_std", "backend")
+        return ACDTOptions(classes=len(cfg.classes), **{name: getattr(cfg, name) for name in names})
+
+
+_NO_DECAY = ("anatomy.", "acdt.w", "pos_embed", "cls_token", "mask_token", "prototypes")
+
+
+def _decoder(cfg: ARLConfig) -> nn.Sequential:
+    blocks = [ACDTBlock(cfg.decoder_width, cfg.decoder_heads, qkv_bias=True) for _ in range(cfg.decoder_depth)]
+    return nn.Sequential(nn.Linear(cfg.width, cfg.decoder_width), *blocks, nn.LayerNorm(cfg.decoder_width, eps=1e-6))
+
+
+def _plain_weights(path: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except OSError as error:
+        raise ConfigError(f"Cannot read the weights to start from, {path}: {error}") from error
+
+
+def _check_classes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
+    stored = state.get(f"{prefix}class_names")
+    if stored is not None and isinstance(module, ARL):
+        refuse_other_classes(unpack_names(stored), module.cfg.classes)
+
+
+def _read_progress(module: nn.Module, _: Any) -> None:
+    if isinstance(module, ARL):
+        module.done = float(module.progress)
