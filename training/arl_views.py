@@ -46,10 +46,12 @@ def hidden_patches(noise: Tensor, grid: tuple[int, int], ratio: float, block: in
         places (V * B, M) int64 and mask (V * B, N) bool, True where hidden.
     """
     flat = by_view(noise)
-    if block > 1:  # one number per square decides; each patch's own settles who is last
+    if block > 1:  # the rank of a square decides; inside the last square each patch's own number does
         own = flat.unflatten(1, grid)
-        squares = own[:, ::block, ::block].repeat_interleave(block, 1).repeat_interleave(block, 2)
-        flat = (squares[:, : grid[0], : grid[1]] + 1e-4 * own).flatten(1)
+        first = own[:, ::block, ::block]
+        rank = shuffle(first.flatten(1))[1].view_as(first)
+        squares = rank.repeat_interleave(block, 1).repeat_interleave(block, 2)[:, : grid[0], : grid[1]]
+        flat = (squares + own).flatten(1)
     places = shuffle(flat)[0][:, visible_patches(flat.shape[1], ratio) :]
     return places, torch.zeros_like(flat, dtype=torch.bool).scatter(1, places, True)
 

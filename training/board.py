@@ -15,7 +15,7 @@ class Board:
         from torch.utils.tensorboard import SummaryWriter
 
         # what a killed process wrote after its last checkpoint is hidden: those steps are done again
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add the numbers of a record at its step."""

@@ -1,4 +1,4 @@
-"""The verbs `pretrain`, `embed` and `downstream`, a few lines over a library call each; heavy imports wait until one runs.
+"""The verbs `pretrain`, `embed` and `downstream`, a few lines over a library call each; heavy imports wait for a call.
 
 Under torchrun:  torchrun --nproc_per_node=8 -m training.cli pretrain d2mae ...
 """
@@ -25,7 +25,7 @@ app.add_typer(downstream, name="downstream")
 
 @app.command()
 def pretrain(
-    recipe: Annotated[str, typer.Argument(help="d2mae")],
+    recipe: Annotated[str, typer.Argument(help="usfm, tusa, d2mae or arl")],
     cohort: CohortOption,
     out: Annotated[Path, typer.Option("--out", help="New folder for weights, log and checkpoint.", metavar="DIR")],
     preset: Annotated[str | None, typer.Option(help="micro (seconds), small (hours) or paper; default micro.")] = None,
@@ -78,7 +78,7 @@ def embed(
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
     use_columns: Annotated[
         bool,
-        typer.Option("--use-columns", help="Tell the encoder the catalog columns it was trained with (ARL: organ)."),
+        typer.Option("--use-columns", help="Give the encoder the columns it was trained with (ARL: organ)."),
     ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     lake: LakeOption = DEFAULT_LAKE,

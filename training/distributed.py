@@ -106,6 +106,7 @@ def world(device: str = "auto", timeout: float = 1800.0) -> Iterator[World]:
 
     Raises:
         ConfigError: a device that is unknown or not there.
+        UsdataError: the other ranks did not come.
     """
     size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
     place = choose_device(device, int(os.environ.get("LOCAL_RANK", "0")))
@@ -114,7 +115,14 @@ def world(device: str = "auto", timeout: float = 1800.0) -> Iterator[World]:
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
-    dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    try:
+        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+    except dist.DistError as error:
+        raise UsdataError(
+            f"Rank {rank} of {size} did not find the others within {timeout:g} s.",
+            step="start",
+            hint="Start all ranks together:  torchrun --nproc_per_node=N -m training.cli pretrain ...",
+        ) from error
     try:
         yield World(rank, size, place)
     finally:

@@ -118,11 +118,11 @@ def _check_target(path: Path) -> None:
 
 
 def _facts(cohort: Any, encoder: Path | str) -> dict[str, Any]:
-    """Of weights and cohort; the weights' own cohort is the one they were trained on."""
+    """Of weights and cohort; `trained_on` is the hash of the cohort that the weights were trained on."""
     said = checkpoint.facts_of(encoder)
-    trained = {"cohort_hash": "trained_on", "steps": "steps", "recipe": "recipe", "config_hash": "config_hash"}
     return {
-        **{ours: said.get(theirs, "") for theirs, ours in trained.items()},
+        **{name: said.get(name, "") for name in ("recipe", "config_hash", "steps")},
+        "trained_on": said.get("cohort_hash", ""),
         "cohort_hash": cohort.hash,
         "cohort_sql": cohort.sql,
         "code_version": checkpoint.code_version(),

@@ -140,12 +140,9 @@ def distillation_loss(
     """
     target = ((teacher.detach().float() - centre) / teacher_temp).softmax(dim=-1)  # over prototypes, never the batch
     logs = (student.float() / student_temp).log_softmax(dim=-1)
-    if same:
-        return -(target * logs[: len(target)]).sum(-1).mean()
-    with torch.autocast(logs.device.type, enabled=False):
-        cross = -(target.flatten(1) @ logs.flatten(1).mT) / student.shape[1]  # (T, S) mean over the images
-    other = ~torch.eye(len(teacher), len(student), dtype=torch.bool, device=cross.device)
-    return (cross * other).sum() / (len(teacher) * (len(student) - 1))
+    views = range(len(target))
+    pairs = [(t, t) for t in views] if same else [(t, s) for t in views for s in range(len(logs)) if s != t]
+    return torch.stack([-(target[t] * logs[s]).sum(-1).mean() for t, s in pairs]).mean()
 
 
 def updated_centre(centre: Tensor, batch_mean: Tensor, momentum: float = 0.9) -> Tensor:

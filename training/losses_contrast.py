@@ -126,6 +126,11 @@ def nt_xent(
     return -(log_p.masked_fill(~chosen, 0.0).sum(1) / chosen.sum(1)).mean()
 
 
+def one_patient(patient: Tensor) -> Tensor:
+    """Which images are of one patient: (B,) int64 -> (B, B) bool; negative numbers are unknown and equal to nobody."""
+    return (patient[:, None] == patient) & (patient >= 0)
+
+
 def _pairwise(logits: Tensor, view: Tensor, batch: int, views: int) -> Tensor:
     """Mean over the pairs of views of the two-view loss, whose negatives are those two views of other images."""
     losses = []

@@ -40,6 +40,8 @@ def wrapped(recipe: Any, cfg: RunConfig, peers: World, optimisers: int = 1) -> n
     module: nn.Module = Step(recipe)
     if compiles(cfg, peers.device):
         module.compile(dynamic=False)
+        if optimisers > 1:  # the compiled backward runs once per loss, so the first must leave its buffers intact
+            torch._functorch.config.donated_buffer = False
     if peers.size == 1:
         return module
     devices = [peers.device.index] if peers.device.type == "cuda" else None

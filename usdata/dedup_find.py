@@ -44,6 +44,7 @@ class Duplicates:
         blank: rows of images without contrast that are copies or look-alikes of others: they are no duplicates.
         unhashed: samples without a perceptual hash: only exact copies of them are found.
         skipped: comparisons of hashes that were spared in crowded buckets, see `dedup_search.near_pairs`.
+        crowded: images (one of each kind) that are near to more than 32 others by hash: the nearest were looked at.
         read: images whose pixels were read.
         laid: pairs that were laid over each other.
     """
@@ -58,6 +59,7 @@ class Duplicates:
     blank: Codes
     unhashed: int
     skipped: int
+    crowded: int
     read: int
     laid: int
 
@@ -128,6 +130,7 @@ def find_duplicates(
         blank=np.flatnonzero(np.isin(facts.pixels, facts.pixels[candidates[thumbs.flat]])),
         unhashed=int((~facts.hashed).sum()),
         skipped=near.skipped,
+        crowded=near.crowded,
         read=len(candidates),
         laid=len(maybe),
     )

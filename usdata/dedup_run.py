@@ -55,6 +55,8 @@ class Outcome:
             lines.append(f"{found.unhashed:,} images have no perceptual hash: only exact copies of them are found.")
         if found.skipped:
             lines.append(f"{found.skipped:,} comparisons of hashes were spared where very many are alike.")
+        if found.crowded:
+            lines.append(f"{found.crowded:,} images have more than 32 near others by hash: the nearest were looked at.")
         path = duplicates_path(self.cohort.lake)
         said = {True: f"{path} written.", False: f"{path} is up to date.", None: "Nothing was written to the lake."}
         return [*lines, said[self.wrote]]

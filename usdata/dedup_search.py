@@ -4,7 +4,8 @@ The hash is cut into ten blocks. Two hashes of which k blocks agree stand in one
 is a table for each choice of k blocks. Only what shares a bucket is compared.
 
 Images that look alike stand in heaps, and many tables find the pairs of a heap again. So pairs are not gathered: each
-hash has its nearest ones, and what is farther than the last of them is forgotten when it is seen.
+hash has its nearest ones, and what is farther than the last of them is forgotten when it is seen. So is what a table
+that is done has compared already: which tables hold a pair is told by the blocks in which it agrees.
 """
 
 import threading
@@ -30,7 +31,8 @@ _AT_LEAST = 50_000_000  # comparisons that a table may always cost
 _CHUNK = 1 << 21  # pairs compared at a time: some 100 MB
 _NEAREST = 32  # pairs of one hash that are kept, the nearest
 _FULL = 1 << 22  # sides of pairs that wait, at least, before they are thinned out
-_PLACE = 28  # bits of a place; two places and a distance of 7 bits make one number
+_PLACE, _DISTANCE = 28, 7  # bits of a place and of a distance in a number, see `_Nearest`
+_HEAD = _PLACE + _DISTANCE
 
 Codes = NDArray[np.int64]
 Numbers = NDArray[np.uint64]
@@ -73,7 +75,7 @@ def near_pairs(hashes: Numbers, units: Codes, radius: int, workers: int = 1) -> 
 
     A bucket may be crowded, because images look alike. A table then compares each hash with the next ones in its bucket
     only, as many as keep the comparisons below 100 per hash on average (50 million are always allowed): time stays
-    linear. Memory is some 150 bytes per hash and worker, and in crowds up to 1 KB for each hash that has 32 near ones.
+    linear. Memory is some 150 bytes per hash and worker, and some 3 KB for each that has 32 near ones.
 
     Args:
         hashes: shape (n,), uint64; n below 2^28.
@@ -91,20 +93,23 @@ def near_pairs(hashes: Numbers, units: Codes, radius: int, workers: int = 1) -> 
         raise ConfigError(f"{len(hashes):,} hashes are too many for one search; choose a cohort of fewer images.")
     order = np.argsort(units, kind="stable")
     nearest = _Nearest(len(hashes), radius)
-    search = _Search(hashes[order], units[order], nearest)
+    search = _Search(hashes[order], units[order], nearest, np.zeros(1 << _BLOCKS, bool))
     skipped = 0
     if len(hashes) > 1:
         with ThreadPoolExecutor(max(1, workers)) as threads:
             skipped = sum(threads.map(search.table, search.choices()))
-    one, other, bits, crowded = nearest.result()
-    first, second = np.minimum(order[one], order[other]), np.maximum(order[one], order[other])
-    pairs = (first.astype(np.uint64) << np.uint64(_PLACE)) | second.astype(np.uint64)
-    _, kept = np.unique(pairs, return_index=True)  # both sides may have kept a pair
-    return Near(first[kept], second[kept], bits[kept], skipped, crowded)
+    sides, crowded = nearest.result()
+    one, other = order[sides >> _HEAD], order[sides & _ones(_PLACE)]
+    del sides, nearest, search
+    pairs = (np.minimum(one, other) << _PLACE) | np.maximum(one, other)
+    del one, other
+    pairs = np.unique(pairs)  # both sides may have kept a pair
+    first, second = pairs >> _PLACE, pairs & _ones(_PLACE)
+    return Near(first, second, np.bitwise_count(hashes[first] ^ hashes[second]), skipped, crowded)
 
 
 class _Nearest:
-    """The nearest ones of each hash among the pairs that were added, by bits, then by place.
+    """The nearest ones of each hash among the pairs that were added: by bits, then by place, which is by unit.
 
     The nearest of a union are the nearest of its parts' nearest: neither the order in which pairs are added, nor when
     they are thinned out, nor how often one is added changes the result. Threads share it.
@@ -117,9 +122,9 @@ class _Nearest:
 
     def __init__(self, number: int, radius: int) -> None:
         self.farthest = np.full(number, radius, np.uint8)
-        self._last = np.full(number, np.iinfo(np.uint64).max, np.uint64)  # the last side that a hash keeps
-        self._sides = np.empty(0, np.uint64)
-        self._waiting: list[Numbers] = []
+        self._last = np.full(number, np.iinfo(np.int64).max)  # the last side that a hash keeps
+        self._sides = np.empty(0, np.int64)
+        self._waiting: list[Codes] = []
         self._lock = threading.Lock()
 
     def add(self, one: Codes, other: Codes, bits: NDArray[np.uint8]) -> None:
@@ -127,48 +132,50 @@ class _Nearest:
         new = np.concatenate([self._near(one, other, bits), self._near(other, one, bits)])
         with self._lock:
             self._waiting.append(new)
-            if sum(map(len, self._waiting)) > max(_FULL, len(self._sides)):  # so that thinning out costs linear time
+            if sum(map(len, self._waiting)) > max(_FULL, len(self._sides) // 2):  # all thinning takes linear time
                 self._thin_out()
 
-    def result(self) -> tuple[Codes, Codes, NDArray[np.uint8], int]:
-        """Sides of pairs as hash, other hash, bits; and how many hashes have more than 32 near ones."""
+    def result(self) -> tuple[Codes, int]:
+        """The sides that are kept; and how many hashes have more than 32 near ones. Nothing can be added any more."""
         with self._lock:
             self._thin_out()
-        sides = _ranked_below(self._sides, _NEAREST)
-        one, bits, other = sides >> np.uint64(_PLACE + 7), sides >> np.uint64(_PLACE), sides & np.uint64(_ones(_PLACE))
-        near = (bits & np.uint64(_ones(7))).astype(np.uint8)
-        return one.astype(np.int64), other.astype(np.int64), near, len(self._sides) - len(sides)
+            sides, self._sides = self._sides, np.empty(0, np.int64)
+        kept = _first_of_each(sides, _NEAREST)
+        return kept, len(sides) - len(kept)
 
-    def _near(self, one: Codes, other: Codes, bits: NDArray[np.uint8]) -> Numbers:
+    def _near(self, one: Codes, other: Codes, bits: NDArray[np.uint8]) -> Codes:
         """Those sides that are not beyond what `one` has already."""
         close = np.flatnonzero(bits <= self.farthest[one])
         some = one[close]
-        head = (some.astype(np.uint64) << np.uint64(7)) | bits[close]
-        sides = (head << np.uint64(_PLACE)) | other[close].astype(np.uint64)
+        sides = (some << _HEAD) | (bits[close].astype(np.int64) << _PLACE) | other[close]
         return sides[sides <= self._last[some]]
 
     def _thin_out(self) -> None:
         """Keep 33 of each hash: one more than is asked for tells that there were more."""
         sides = np.concatenate([self._sides, *self._waiting])
-        self._waiting = []
+        self._waiting, self._sides = [], sides[:0].copy()  # frees their memory before more is taken
         sides.sort()
         new = np.ones(len(sides), bool)
         new[1:] = sides[1:] != sides[:-1]
-        self._sides = sides = _ranked_below(sides[new], _NEAREST + 1)
+        sides = sides[new]
+        del new
+        self._sides = sides = _first_of_each(sides, _NEAREST + 1)
         # Threads read while this writes: a limit of before is farther, so it only lets more pass.
-        one = sides >> np.uint64(_PLACE + 7)
-        full = sides[_NEAREST:][one[_NEAREST:] == one[: max(0, len(one) - _NEAREST)]]  # of each hash the 33rd
-        places = (full >> np.uint64(_PLACE + 7)).astype(np.int64)
-        self._last[places] = full
-        self.farthest[places] = (full >> np.uint64(_PLACE)) & np.uint64(_ones(7))
+        full = sides[_NEAREST:][_same_hash(sides, _NEAREST)]  # the 33rd of each hash that has so many
+        self._last[full >> _HEAD] = full
+        self.farthest[full >> _HEAD] = (full >> _PLACE) & _ones(_DISTANCE)
 
 
-def _ranked_below(sides: Numbers, rank: int) -> Numbers:
+def _first_of_each(sides: Codes, most: int) -> Codes:
     """The first sides of each hash, so many at most; `sides` are sorted."""
-    one = sides >> np.uint64(_PLACE + 7)
     kept = np.ones(len(sides), bool)
-    kept[rank:] = one[rank:] != one[: max(0, len(one) - rank)]
+    kept[most:] = ~_same_hash(sides, most)
     return sides[kept]
+
+
+def _same_hash(sides: Codes, apart: int) -> NDArray[np.bool_]:
+    """Whether each side from place `apart` on is of the hash that the one so many places before is of."""
+    return (sides[apart:] ^ sides[: max(0, len(sides) - apart)]) >> _HEAD == 0
 
 
 def _ones(bits: int) -> int:
@@ -177,11 +184,17 @@ def _ones(bits: int) -> int:
 
 @dataclass(frozen=True)
 class _Search:
-    """Hashes ordered by unit, so that a bucket's hashes of one unit stand side by side."""
+    """Hashes ordered by unit, so that a bucket's hashes of one unit stand side by side.
+
+    Attributes:
+        compared: shape (1024,): whether a table has compared all pairs that agree in these blocks, a bit for each.
+            Threads may see it late: then pairs are added again, which changes nothing.
+    """
 
     hashes: Numbers
     units: Codes
     nearest: _Nearest
+    compared: NDArray[np.bool_]
 
     def choices(self) -> Iterator[tuple[int, ...]]:
         """The blocks that agree, for each table."""
@@ -197,7 +210,11 @@ class _Search:
         counts = np.minimum(others, _affordable(others, max(_AT_LEAST, _ALLOWANCE * len(rows))))
         for low, high in _pieces(counts):
             self._compare(rows, starts[low:high], counts[low:high], low)
-        return int((others - counts).sum())
+        skipped = int((others - counts).sum())
+        if not skipped:
+            choice = sum(1 << block for block in blocks)
+            self.compared[np.arange(1 << _BLOCKS) & choice == choice] = True
+        return skipped
 
     def _compare(self, rows: Codes, starts: Codes, counts: Codes, low: int) -> None:
         """Compare the rows from `low` on, each with so many from its start on."""
@@ -206,23 +223,36 @@ class _Search:
         first = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
         skip = starts - low - (np.cumsum(counts) - counts)  # from a pair's number to its second place
         second = np.arange(len(first), dtype=np.int32) + np.repeat(skip.astype(np.int32), counts)
-        bits = np.bitwise_count(hashes[first] ^ hashes[second])
-        near = np.flatnonzero(bits <= np.maximum(farthest[first], farthest[second]))
-        self.nearest.add(rows[first[near]], rows[second[near]], bits[near])
+        differ = hashes[first] ^ hashes[second]
+        near = np.flatnonzero(np.bitwise_count(differ) <= np.maximum(farthest[first], farthest[second]))
+        near = near[~self.compared[_agreeing(differ[near])]]
+        self.nearest.add(rows[first[near]], rows[second[near]], np.bitwise_count(differ[near]))
 
     def _sorted(self, blocks: tuple[int, ...]) -> tuple[Codes, Numbers]:
         """Places sorted by the hashes' bits in `blocks`, then by place; and those bits.
 
         Key and place are sorted as one number, several times as fast as an argsort.
         """
-        edges = np.linspace(0, 64, _BLOCKS + 1).astype(int).tolist()
-        spans = list(pairwise(edges))
+        spans = _spans()
         key, width = np.zeros(len(self.hashes), np.uint64), len(self.hashes).bit_length()
         for low, high in (spans[block] for block in blocks):
             part = (self.hashes >> np.uint64(low)) & np.uint64((1 << (high - low)) - 1)
             key = (key << np.uint64(high - low)) | part
         both = np.sort((key << np.uint64(width)) | np.arange(len(key), dtype=np.uint64))
         return (both & np.uint64((1 << width) - 1)).astype(np.int64), both >> np.uint64(width)
+
+
+def _spans() -> list[tuple[int, int]]:
+    """First bit of each block, and one past its last."""
+    return list(pairwise(np.linspace(0, 64, _BLOCKS + 1).astype(int).tolist()))
+
+
+def _agreeing(differ: Numbers) -> NDArray[np.uint16]:
+    """The blocks in which no bit differs, a bit for each."""
+    agree = np.zeros(len(differ), np.uint16)
+    for block, (low, high) in enumerate(_spans()):
+        agree |= ((differ & np.uint64(_ones(high) - _ones(low))) == 0).astype(np.uint16) << np.uint16(block)
+    return agree
 
 
 def _run_ends(changes: NDArray[np.bool_]) -> Codes:

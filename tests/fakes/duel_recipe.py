@@ -86,7 +86,7 @@ class Duel(nn.Module):
             self.seen += torch.cat([target.sum(0), torch.full((1,), float(len(target)))])
         terms["distil"] = F.mse_loss(features, target - self.centre)
         loss = terms["mse"] + 0.1 * terms["distil"]
-        if float(self.progress) >= self.cfg.adv_start:
+        if not self.cfg.adv_start or float(self.progress) >= self.cfg.adv_start:
             terms["adv"] = F.softplus(-self.discriminator(fake)).mean()
             real = F.softplus(-self.discriminator(sharp)).mean()
             terms["loss/discriminator"] = real + F.softplus(self.discriminator(fake.detach())).mean()

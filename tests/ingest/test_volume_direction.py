@@ -3,7 +3,7 @@
 import nibabel
 import numpy as np
 import pytest
-from fakes.volumes import card, counted, quarantine, rows, run, write
+from fakes.volumes import counted, quarantine, rows, run, write
 
 from ingest.readers.volume_direction import directions
 

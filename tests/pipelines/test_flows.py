@@ -181,7 +181,9 @@ def test_only_the_death_of_a_worker_is_retried(flows, tmp_path, error, attempts)
         calls.append(job)
         raise error
 
-    state = flows.build.with_options(retry_delay_seconds=0)(flows.Sealed(job), SimpleNamespace(build=fail), return_state=True)
+    state = flows.build.with_options(retry_delay_seconds=0)(
+        flows.Sealed(job), SimpleNamespace(build=fail), return_state=True
+    )
     assert state.is_failed() and error.message in state.message
     assert len(calls) == attempts
 

@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,6 +16,7 @@ from training.checkpoint import load_state
 from training.config import resolve
 from training.runlog import read
 from training.train import pretrain
+from usdata.errors import UsdataError
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = """
@@ -64,7 +64,12 @@ def start(out, *sets, lost=""):
     ]
 
 
-@pytest.mark.parametrize("late", ["adv_start=0", "adv_start=0.5"], ids=["from the start", "one begins late"])
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "late",
+    [pytest.param("adv_start=0", marks=pytest.mark.recipes), "adv_start=0.5"],
+    ids=["at once", "one begins late"],
+)
 def test_two_processes_equal_one_with_two_optimisers(tmp_path, late):
     pretrain(FakeCohort(), resolve("duel", "micro", sets=[late, "clip_grad=0.05"]), tmp_path / "one")
     ranks = start(tmp_path / "two", late, "clip_grad=0.05", "accumulate=2")
@@ -84,26 +89,37 @@ def test_two_processes_equal_one_with_two_optimisers(tmp_path, late):
             assert theirs[key] == pytest.approx(ours[key], rel=1e-3, abs=1e-6), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lost", ["SIGKILL", "SIGSTOP"], ids=["died", "does not answer"])
 def test_a_lost_rank_is_a_clear_error_and_no_hang(tmp_path, lost):
-    ranks = start(tmp_path / "run", "rank_timeout=4", "checkpoint_every=2", "log_every=1", lost=lost)
+    ranks = start(tmp_path / "run", "rank_timeout=20", "checkpoint_every=2", "log_every=1", lost=lost)
     try:
-        began = time.monotonic()
-        said, error = ranks[0].communicate(timeout=60)
+        said, error = ranks[0].communicate(timeout=150)
     finally:
         for rank in ranks:
             if rank.poll() is None:
                 rank.send_signal(signal.SIGKILL)
         ranks[1].communicate(timeout=30)
-    assert ranks[0].returncode == 3, (said, error[-3000:])
+    assert ranks[0].returncode == 3, (said, error[-3000:])  # within the timeout above: it did not hang
     assert "Rank 0 of 2 lost another rank" in said
     assert "--resume" in said
-    assert time.monotonic() - began < 50
     assert load_state(tmp_path / "run" / "checkpoint" / "last.pt")["step"] == 2
     resumed = pretrain(
         FakeCohort(),
-        resolve("duel", "micro", sets=["rank_timeout=4", "checkpoint_every=2", "log_every=1"]),
+        resolve("duel", "micro", sets=["rank_timeout=20", "checkpoint_every=2", "log_every=1"]),
         tmp_path / "run",
         resume=True,
     )
     assert resumed.finished
+
+
+def test_a_rank_that_is_alone_says_so(monkeypatch):
+    from training.distributed import world
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for name, value in {"WORLD_SIZE": 2, "RANK": 1, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}.items():
+        monkeypatch.setenv(name, str(value))
+    with pytest.raises(UsdataError, match="Rank 1 of 2 did not find the others within 1 s"), world("cpu", timeout=1):
+        pass

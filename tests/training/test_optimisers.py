@@ -76,7 +76,7 @@ def test_a_loss_of_no_optimiser_and_a_step_without_loss_are_refused():
 
 
 def test_clipping_is_per_optimiser():
-    recipe, optimisers, step = prepared("clip_grad=1e-3")
+    _, optimisers, step = prepared("clip_grad=1e-3")
     terms = step()
     optimisers.backward(terms, 1.0)
     norms = [optimisers._clipped(name).item() for name in ("main", "discriminator")]
@@ -251,7 +251,7 @@ def test_other_facts_are_refused_by_name(tmp_path, monkeypatch):
     assert load_encoder(tmp_path).encode(torch.zeros(1, 1, 256, 256, dtype=torch.uint8)).shape == (1, 8)
     assert checkpoint.facts_of(tmp_path)["classes"] == '["breast", "thyroid"]'
     monkeypatch.setattr(Duel, "facts", lambda self: {"classes": '["heart"]'})
-    with pytest.raises(ConfigError, match="classes was .*breast.*now .*heart"):
+    with pytest.raises(ConfigError, match=r"classes was .*breast.*now .*heart"):
         load_encoder(tmp_path)
     with pytest.raises(ConfigError, match="classes was"):
         duel(tmp_path, resume=True)

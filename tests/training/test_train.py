@@ -49,7 +49,14 @@ def test_a_run_leaves_config_log_state_and_weights(tmp_path):
     assert result.finished
     assert (result.step, result.stopped) == (12, "")
     files = {str(p.relative_to(tmp_path / "run")) for p in (tmp_path / "run").rglob("*") if p.is_file()}
-    expected = {"config.json", "log.jsonl", "checkpoint/last.pt", "encoder.safetensors", "recipe.safetensors"}
+    expected = {
+        "config.json",
+        "log.jsonl",
+        "checkpoint/last.pt",
+        "encoder.safetensors",
+        "recipe.safetensors",
+        "README.md",
+    }
     assert files == expected
     config = json.loads((tmp_path / "run" / "config.json").read_text())
     assert config["config_hash"] == resolve("tiny", "micro").hash
@@ -288,6 +295,13 @@ def test_the_probe_sees_before_during_and_after_and_changes_nothing(tmp_path):
     assert result.probe["step"] == 12
     for name, value in weights(tmp_path / "plain").items():
         assert torch.equal(weights(tmp_path / "probed")[name], value)
+
+
+@pytest.mark.usefixtures("_memory_images")
+@pytest.mark.parametrize(("limit", "collapsed"), [(1000, True), (1.0, False)])
+def test_a_probe_says_when_the_features_use_too_few_directions(tmp_path, limit, collapsed):
+    probe = run(tmp_path, "probe_every=12", f"collapse_below={limit}").probe
+    assert (probe["collapsed"], probe["features"]) == (collapsed, 8)
 
 
 @pytest.mark.usefixtures("_memory_images")

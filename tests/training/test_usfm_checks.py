@@ -298,14 +298,15 @@ def test_check_09_the_variants_choose_the_sampling():
 # ---- the encoder
 
 
-def test_check_10_a_beit_with_absolute_positions_and_a_vits_weights_is_that_vit():
+@pytest.mark.parametrize("size", ["tiny", pytest.param("base", marks=pytest.mark.recipes)])
+def test_check_10_a_beit_with_absolute_positions_and_a_vits_weights_is_that_vit(size):
     import timm  # after `training`, whose guard lets it load beside a CPU torch
 
     torch.manual_seed(0)
-    vit: Any = timm.create_model("vit_tiny_patch16_224", num_classes=0).eval()
+    vit: Any = timm.create_model(f"vit_{size}_patch16_224", num_classes=0).eval()
     for parameter in vit.parameters():
         nn.init.normal_(parameter, std=0.05)
-    changed = {"embed_dim": 192, "num_heads": 3, "num_classes": 0}
+    changed = {"embed_dim": vit.embed_dim, "num_heads": vit.embed_dim // 64, "num_classes": 0}
     beit: Any = build_beit("beit_base_patch16_224", pos="abs", layer_scale=None, **changed).eval()
     state = {}
     for name, value in vit.state_dict().items():

@@ -3,6 +3,7 @@ import pytest
 
 from usdata import dedup_search
 from usdata.dedup_search import radius_for
+from usdata.errors import ConfigError
 
 
 def near_pairs(values, units, radius=10, **more):
@@ -78,16 +79,65 @@ def test_the_result_is_the_same_for_any_number_of_threads():
         assert getattr(first, name).tolist() == getattr(second, name).tolist()
 
 
-def test_of_many_near_pairs_the_nearest_of_each_hash_are_kept_whenever_they_are_thinned_out(monkeypatch):
-    values, units = flipped(np.repeat(hashes(3), 100), 3), np.arange(300)
-    late, every = near_pairs(values, units), by_hand(values, units)
-    assert pairs(late) < every
-    apart = np.bitwise_count(values[:, None] ^ values[None])
-    for i in range(0, 300, 30):
-        nearest = min((apart[a, b], b if a == i else a) for a, b in every if i in (a, b))[1]
-        assert (min(i, nearest), max(i, nearest)) in pairs(late)
-    monkeypatch.setattr(dedup_search, "_FULL", 10)
-    assert pairs(near_pairs(values, units)) == pairs(late)
+def nearest_by_hand(values, units, most=32):
+    """Pairs that are among the nearest of one of their hashes, and how many hashes have more."""
+    place = np.argsort(np.argsort(units, kind="stable")).tolist()  # of equally near ones the first units' count
+    sides = {}
+    for i, j in by_hand(values, units):
+        for one, other in ((i, j), (j, i)):
+            sides.setdefault(one, []).append((int(values[i] ^ values[j]).bit_count(), place[other], other))
+    kept = {tuple(sorted((one, other))) for one, near in sides.items() for *_, other in sorted(near)[:most]}
+    return kept, sum(len(near) > most for near in sides.values())
+
+
+@pytest.mark.parametrize("full", [10, 1 << 22])
+@pytest.mark.parametrize("workers", [1, 3])
+def test_of_many_near_pairs_the_nearest_of_each_hash_are_kept_whenever_they_are_thinned_out(monkeypatch, full, workers):
+    monkeypatch.setattr(dedup_search, "_FULL", full)
+    values = np.concatenate([flipped(np.repeat(hashes(4), 90), 3), flipped(np.repeat(hashes(9, seed=1), 20), 2)])
+    units = np.random.default_rng(2).permutation(len(values)) // 2
+    found = near_pairs(values, units, workers=workers)
+    kept, crowded = nearest_by_hand(values, units)
+    assert pairs(found) == kept < by_hand(values, units)
+    assert found.crowded == crowded == 360
+    assert found.skipped == 0
+
+
+def test_a_hash_with_as_many_near_ones_as_are_kept_is_not_crowded():
+    found = near_pairs(np.full(33, 5, np.uint64), np.arange(33))
+    assert (len(found.first), found.crowded) == (33 * 32 // 2, 0)
+    assert near_pairs(np.full(34, 5, np.uint64), np.arange(34)).crowded == 34
+
+
+def test_a_pair_that_many_tables_find_is_taken_in_once(monkeypatch):
+    monkeypatch.setattr(dedup_search, "_MANY", {3: 10**9})
+    taken, add = [], dedup_search._Nearest.add
+    monkeypatch.setattr(
+        dedup_search._Nearest, "add", lambda self, one, *more: (taken.append(len(one)), add(self, one, *more))
+    )
+    values, units = flipped(np.repeat(hashes(20), 20), 3), np.arange(400)
+    found = near_pairs(values, units)
+    assert sum(taken) == len(pairs(found)) == len(by_hand(values, units)) == 20 * 190
+
+
+@pytest.mark.parametrize(("budget", "spared"), [(40_000, True), (10**6, False)])
+def test_what_a_table_was_spared_another_one_finds(monkeypatch, budget, spared):
+    monkeypatch.setattr(dedup_search, "_AT_LEAST", budget)
+    monkeypatch.setattr(dedup_search, "_ALLOWANCE", 0)
+    low = np.uint64((1 << 18) - 1)  # three blocks in which half of the hashes agree
+    values = np.concatenate([hashes(300) & ~low, hashes(300, seed=1)])
+    values = np.concatenate([values, flipped(values, 6)])
+    found = near_pairs(values, np.arange(1200))
+    assert (found.skipped > 0) == spared
+    assert {(i, i + 600) for i in range(600)} <= pairs(found)
+    monkeypatch.setattr(dedup_search, "_agreeing", lambda differ: np.zeros(len(differ), np.uint16))
+    assert pairs(near_pairs(values, np.arange(1200))) == pairs(found)  # as if no table knew of the others
+
+
+def test_more_hashes_than_a_number_can_name_are_refused(monkeypatch):
+    monkeypatch.setattr(dedup_search, "_PLACE", 4)
+    with pytest.raises(ConfigError, match="16 hashes are too many"):
+        near_pairs(hashes(16), np.arange(16))
 
 
 def test_a_crowd_of_one_hash_costs_linear_time_and_says_what_was_spared(monkeypatch):

@@ -36,10 +36,9 @@ def build_beit(name: str, pos: Positions = "rel_shared", layer_scale: float | No
     """
     if not timm.is_model(name):
         raise ConfigError(f"timm has no model {name!r}.{nearest(name, timm.list_models('beit*'))}")
-    model = timm.create_model(name, **beit_arguments(pos, layer_scale, **arguments))
-    if not isinstance(model, Beit):
+    if timm.model_entrypoint(name).__module__ != Beit.__module__:
         raise ConfigError(f"timm's {name!r} is no BEiT.", hint="Use beit_base_patch16_224 or another of that family.")
-    return model
+    return cast(Beit, timm.create_model(name, **beit_arguments(pos, layer_scale, **arguments)))
 
 
 def beit_arguments(
@@ -115,8 +114,13 @@ def add_drop_path(encoder: nn.Module, rate: float) -> None:
         block.drop_path1, block.drop_path2 = DrawnDropPath(share), DrawnDropPath(share)
 
 
-def set_drop_path(encoder: nn.Module, noise: Tensor) -> None:
-    """Throw the coins of one step: noise (B, 2 * depth) uniform in [0, 1); a branch is dropped below its rate."""
+def set_drop_path(encoder: nn.Module, noise: Tensor | None) -> None:
+    """Throw the coins of one step, in place.
+
+    Args:
+        noise: (B, 2 * depth) uniform in [0, 1), a branch is dropped below its rate; None: no branch is dropped.
+    """
     parts = [part for part in encoder.modules() if isinstance(part, DrawnDropPath)]
-    for part, column in zip(parts, noise.unbind(1), strict=True):
-        part.keep = (column >= part.rate).to(torch.float32) / (1 - part.rate)
+    columns = [None] * len(parts) if noise is None else noise.unbind(1)
+    for part, column in zip(parts, columns, strict=True):
+        part.keep = None if column is None else (column >= part.rate).to(torch.float32) / (1 - part.rate)

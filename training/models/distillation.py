@@ -1,6 +1,8 @@
-"""Parts of self-distillation: projection head, centre, and how a teacher follows its student."""
+"""Parts of self-distillation: projection head, centre, and the teacher that follows its student."""
 
+import copy
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,3 +81,27 @@ def follow(teacher: Iterable[Tensor], student: Iterable[Tensor], momentum: float
     old = list(teacher)
     torch._foreach_mul_(old, momentum)
     torch._foreach_add_(old, list(student), alpha=1.0 - momentum)
+
+
+class Teacher(nn.Module):
+    """A copy of encoder and head that gets no gradient, stays in eval mode, and follows the student.
+
+    Args:
+        encoder, head: the student's, as they are initialised.
+    """
+
+    def __init__(self, encoder: nn.Module, head: DistillationHead) -> None:
+        super().__init__()
+        self.encoder: Any = copy.deepcopy(encoder)
+        self.head = copy.deepcopy(head)
+        self.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> "Teacher":
+        """Eval mode, whatever is asked."""
+        super().train(False)
+        return self
+
+    def follow(self, encoder: nn.Module, head: nn.Module, momentum: float) -> None:
+        """Every parameter: momentum * own + (1 - momentum) * student's."""
+        follow(self.encoder.parameters(), encoder.parameters(), momentum)
+        follow(self.head.parameters(), head.parameters(), momentum)

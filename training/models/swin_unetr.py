@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
+from monai.networks.blocks import UnetrBasicBlock, UnetrUpBlock
 from monai.networks.nets.swin_unetr import (
     BasicLayer,
+    SwinTransformerBlock,
     SwinUNETR,
     WindowAttention,
     compute_mask,
@@ -76,7 +78,6 @@ class SwinUNETR2d(nn.Module):
         window: side of the attention windows in tokens (ours: 8, which fits 128 px without padding; MONAI: 7).
         residual: a residual convolution before each stage ("v2").
         image_size: side of the images for which masks are kept; others work too.
-        grad_checkpoint: compute blocks again in the backward pass instead of keeping them.
 
     Modules: `net`, MONAI's SwinUNETR; its `swinViT` is the encoder.
 
@@ -94,7 +95,6 @@ class SwinUNETR2d(nn.Module):
         window: int = 8,
         residual: bool = False,
         image_size: int = 128,
-        grad_checkpoint: bool = False,
     ) -> None:
         super().__init__()
         if feature_size % 12 or any(feature_size * 2**i % h for i, h in enumerate(heads)):
@@ -108,7 +108,6 @@ class SwinUNETR2d(nn.Module):
             num_heads=heads,
             window_size=window,
             use_v2=residual,
-            use_checkpoint=grad_checkpoint,
         )
         vit = self.net.swinViT
         for i in range(4):
@@ -119,6 +118,11 @@ class SwinUNETR2d(nn.Module):
     def latent_width(self, kind: Latent = "gap") -> int:
         """Length of `Encoded.latent(kind)`."""
         return {"gap": 16, "gap_max": 32, "multi": 30}[kind] * self.width // 16
+
+    def blocks(self) -> list[nn.Module]:
+        """Swin blocks and convolutional blocks: the parts worth computing again where memory is short."""
+        kinds = (SwinTransformerBlock, UnetrBasicBlock, UnetrUpBlock)
+        return [part for part in self.net.modules() if isinstance(part, kinds)]
 
     def encode(self, x: Tensor) -> Encoded:
         """Latent and feature maps of (B, 1, H, W) in [-1, 1]; the decoder is not run.

@@ -1,22 +1,22 @@
 """ARL: a ViT that is told the organ, and looks where that organ's anatomy is (A-ViT).
 
 Read `ARL.step` first: L = L_SD + (L_MIM + lambda * L_adv). The paper's ablations are the same code with other settings:
-see `VARIANTS`; the conditional block is in training/models/avit.py, the losses in training/losses_adversarial.py.
+`VARIANTS` in training/arl_config.py, beside the config. The conditional block is in training/models/avit.py, the losses
+are in training/losses_adversarial.py.
 
 Source: "Anatomy-aware Representation Learning for Medical Ultrasound", ICLR 2026, from a summary with its equations;
 no code is public. What the summary leaves open follows DINO, iBOT, SimMIM and VQGAN, and is `ours`.
 """
 
-import copy
+import json
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, cast
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from training.arl_config import PRESETS, VARIANTS, ARLConfig
 from training.arl_views import by_view, crops, hidden_patches, pasted, relit, stored
 from training.distributed import mean_over_ranks
 from training.losses_adversarial import (
@@ -30,16 +30,12 @@ from training.losses_adversarial import (
     with_gradient,
 )
 from training.masking import gather_patches, visible_patches
-from training.models.avit import ACDTBlock, ACDTOptions, AViT, WeightMode, drop_path_scales, load_plain
-from training.models.deformable import Backend, BaseGrid
-from training.models.distillation import Centre, DistillationHead, follow
+from training.models.avit import ACDTBlock, ACDTOptions, AViT, drop_path_scales, load_plain, plain_weights
+from training.models.distillation import Centre, DistillationHead, Teacher
 from training.models.patch_discriminator import PatchDiscriminator, accuracy
 from training.models.vit import patchify
 from training.organ_condition import (
-    Missing,
     Organ,
-    UnknownName,
-    default_classes,
     one_hot,
     organ_error,
     organ_slots,
@@ -52,169 +48,9 @@ from training.recipes.registry import recipe
 from training.transforms import centre_box, crop, draw_crops
 from usdata.errors import ConfigError
 
+__all__ = ["ARL", "VARIANTS", "ARLConfig"]
+
 Mode = Literal["label", "null", "predict"]
-
-VARIANTS: Mapping[str, Mapping[str, Any]] = {
-    "mim": {"acdt": False, "adv": False, "sd": False},
-    "mim_acdt": {"acdt": True, "adv": False, "sd": False},
-    "mim_acdt_adv": {"acdt": True, "adv": True, "sd": False},
-    "full": {"acdt": True, "adv": True, "sd": True},
-    "mim_natural": {"acdt": False, "adv": False, "sd": False, "data": "natural"},
-}
-"""The rows of the paper's ablation table as overrides of the config, usable with every preset."""
-
-
-class ARLConfig(BaseModel):
-    """Every switch of the paper's ablations. The summary names the losses and the block; all numbers are `ours`."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    # the image
-    image_size: int = Field(default=224, gt=0)  # ours
-    source_size: int = Field(default=256, gt=0)  # pixels per side of the stored images; the lake's
-    crop_area: tuple[float, float] = (0.32, 1.0)  # ours (iBOT): share of the image a global view keeps
-    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # ours (torchvision)
-    flip: float = Field(default=0.5, ge=0, le=1)  # ours; never upside down
-    photometric: float = Field(default=0.8, ge=0, le=1)  # ours: probability of other brightness, contrast; teacher only
-    photometric_range: float = Field(default=0.4, ge=0, lt=1)  # ours: factors in 1 -+ this
-    blur: float = Field(default=0.1, ge=0, le=1)  # ours: probability; teacher only, never the pixels to rebuild
-    blur_sigma: tuple[float, float] = (0.1, 1.0)  # ours: pixels
-    eval_view: Literal["centre", "whole"] = "centre"  # ours
-    data: Literal["ultrasound", "natural"] = "ultrasound"  # natural images have no organ: every condition is null
-
-    # A-ViT: ViT-B/16
-    patch_size: int = Field(default=16, gt=0)
-    width: int = Field(default=768, gt=0, multiple_of=4)
-    depth: int = Field(default=12, gt=0)
-    heads: int = Field(default=12, gt=0)
-    drop_path: float = Field(default=0.1, ge=0, lt=1)  # ours
-    positions: Literal["learned", "sincos"] = "learned"  # ours; sincos: learned, but starting there
-    init: str = "scratch"  # or the path of a plain ViT's safetensors
-    acdt: bool = True  # False: timm's plain blocks, same code path
-    anatomy: Literal["per_block", "shared"] = "per_block"  # ours: one AC per block
-    w_mode: WeightMode = "depthwise"  # ours
-    base_grid: BaseGrid = "3x3"  # ours (DCN)
-    taps: Literal[1, 9] = 9  # ours: K
-    offset_groups: int = Field(default=1, gt=0)  # ours
-    offset_range: float | None = Field(default=None, gt=0)  # ours: patches
-    w_std: float = Field(default=0.0, ge=0)  # ours
-    offset_lr: float = Field(default=0.1, gt=0)  # ours: the offset network's share of the learning rate
-    backend: Backend = "auto"  # of the deformable sampling; same results
-
-    # the organ
-    classes: tuple[str, ...] = Field(default_factory=default_classes)  # ours: usdata/taxonomy.yaml, scheme arl16
-    condition: Literal["label", "null", "shuffled"] = "label"  # shuffled: a random class, to see what labels are worth
-    cond_dropout: float = Field(default=0.1, ge=0, lt=1)  # ours: share of images whose student does not see the label
-    missing: Missing = "null"  # ours: phantoms, animals, "unknown": no class, or the taxonomy's slot `other`
-    unknown_name: UnknownName = "error"  # ours: a name outside the vocabulary
-    organ_head: bool = True  # ours: a Linear that predicts the organ from the label-free class token; for `predict`
-
-    # masked image modelling
-    mask_ratio: float = Field(default=0.6, ge=0, lt=1)  # ours (SimMIM)
-    mask_block: int = Field(default=1, gt=0)  # ours: side of the squares that are masked together, in patches
-    mim_reduction: Literal["sum", "mean"] = "sum"  # the equation's sum over a patch's pixels
-    decoder_depth: int = Field(default=0, ge=0)  # ours: plain blocks before the Linear to pixels
-    decoder_width: int = Field(default=512, gt=0)  # ours
-    decoder_heads: int = Field(default=8, gt=0)  # ours
-
-    # adversarial
-    adv: bool = True
-    adv_start: float = Field(default=0.02, ge=0, le=1)  # ours: share of the steps before the discriminator begins
-    adv_lambda: Literal["adaptive"] | float = "adaptive"  # ratio of gradient norms, or a number
-    lambda_max: float = Field(default=1e4, gt=0)  # ours (VQGAN)
-    lambda_eps: float = Field(default=1e-6, gt=0)  # ours
-    disc_input: Literal["patch", "composite"] = "patch"  # ours; composite: the image with its rebuilt patches in place
-    disc_width: int = Field(default=64, gt=0)  # ours
-    disc_lr: float = Field(default=1e-4, gt=0)  # ours
-    spectral_norm: bool = False  # ours
-
-    # self-distillation
-    sd: bool = True
-    sd_patch: bool = False  # ours: iBOT's loss on masked patch tokens as well
-    local_crops: int = Field(default=0, ge=0)  # ours
-    local_size: int = Field(default=96, gt=0)  # ours: pixels per side
-    local_area: tuple[float, float] = (0.05, 0.32)  # ours (iBOT)
-    prototypes: int = Field(default=8192, gt=1)  # ours (iBOT)
-    head_hidden: int = Field(default=2048, gt=0)  # ours (DINO)
-    head_bottleneck: int = Field(default=256, gt=0)  # ours (DINO)
-    freeze_last: float = Field(default=0.01, ge=0, le=1)  # ours (DINO: one epoch): share of steps with fixed prototypes
-    teacher_momentum: float = Field(default=0.996, ge=0, le=1)  # ours (DINO); rises to 1 by half a cosine
-    student_temp: float = Field(default=0.1, gt=0)  # ours (DINO)
-    teacher_temp: tuple[float, float] = (0.04, 0.07)  # ours (DINO): first and last
-    temp_warmup: float = Field(default=0.3, ge=0, le=1)  # ours (DINO: 30 epochs): share of steps to get there
-    centre_momentum: float = Field(default=0.9, ge=0, le=1)  # ours (DINO)
-
-    # features
-    pool: Literal["cls+mean", "cls", "mean"] = "cls+mean"  # ours (iBOT's linear probe)
-    inference: Literal["label", "null", "predict"] = "null"  # ours: when `encode` is given no organ
-
-    @property
-    def views(self) -> int:
-        """Global views of each image: two where there is a teacher to compare them with."""
-        return 2 if self.sd else 1
-
-    @property
-    def labelled(self) -> bool:
-        """Whether the network looks at organs at all."""
-        return self.acdt and self.condition != "null" and self.data == "ultrasound"
-
-    @property
-    def predicts(self) -> bool:
-        """Whether the organ classifier is trained."""
-        return self.organ_head and self.labelled and self.cond_dropout > 0
-
-    @model_validator(mode="after")
-    def _sane(self) -> "ARLConfig":
-        for name in ("image_size", "local_size") if self.sd and self.local_crops else ("image_size",):
-            if getattr(self, name) % self.patch_size:
-                raise ValueError(f"{name} {getattr(self, name)} is not a multiple of patch_size {self.patch_size}")
-        if self.width % self.heads:
-            raise ValueError(f"width {self.width} is not a multiple of heads {self.heads}")
-        if self.decoder_depth and self.decoder_width % self.decoder_heads:
-            raise ValueError(f"decoder_width {self.decoder_width} is not a multiple of decoder_heads")
-        if self.width % self.offset_groups:
-            raise ValueError(f"width {self.width} is not a multiple of offset_groups {self.offset_groups}")
-        if self.adv and (self.patch_size < 4 or self.patch_size & (self.patch_size - 1)):
-            raise ValueError(f"the discriminator needs a patch_size of 4, 8, 16 ..., not {self.patch_size}")
-        for name in ("crop_area", "local_area", "crop_ratio", "blur_sigma"):
-            low, high = getattr(self, name)
-            if not 0 < low <= high or (high > 1 and name.endswith("area")):
-                raise ValueError(f"{name} must be (smallest, largest) above 0, areas at most 1, not {(low, high)}")
-        if min(self.teacher_temp) <= 0:
-            raise ValueError(f"teacher_temp must be above 0, not {self.teacher_temp}")
-        return self
-
-
-_MICRO: Mapping[str, Any] = {
-    "image_size": 64,
-    "patch_size": 8,
-    "width": 64,
-    "depth": 2,
-    "heads": 4,
-    "positions": "sincos",
-    "drop_path": 0.0,
-    "disc_width": 16,
-    "disc_lr": 1e-3,
-    "prototypes": 64,
-    "head_hidden": 64,
-    "head_bottleneck": 32,
-    "teacher_temp": (0.04, 0.04),
-    "local_size": 32,
-}
-_SMALL: Mapping[str, Any] = {
-    "image_size": 128,
-    "width": 192,
-    "depth": 6,
-    "heads": 3,
-    "positions": "sincos",
-    "disc_width": 32,
-    "prototypes": 1024,
-    "head_hidden": 512,
-    "head_bottleneck": 128,
-    "teacher_temp": (0.04, 0.04),
-    "local_size": 64,
-}
-_RUN: Mapping[str, Any] = {"betas": (0.9, 0.999), "weight_decay": 0.04, "weight_decay_end": 0.4, "clip_grad": 3.0}
 
 
 @recipe("arl", ARLConfig)
@@ -222,26 +58,10 @@ class ARL(nn.Module):
     """Student A-ViT with mask token, pixel Linear and head; EMA teacher; patch discriminator.
 
     Modules: `encoder`, `mask_token`, `decoder` (with decoder_depth), `pred`; with sd `head`, `teacher` (encoder, head),
-    `centre`; with adv `discriminator`; `organ_head`. What is switched off is None: no parameters, no forward.
+    `centres`; with adv `discriminator`; `organ_head`. What is switched off is None: no parameters, no forward.
     """
 
-    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "micro": {"recipe": _MICRO, "run": {**_RUN, "steps": 300, "batch_size": 16, "lr": 1e-3}},
-        "small": {"recipe": _SMALL, "run": {**_RUN, "steps": 5000, "batch_size": 64, "lr": 5e-4}},
-        # 100 epochs of 1 M drawn images, 10 of them warm-up; ours (iBOT, DINO)
-        "paper": {
-            "recipe": {},
-            "run": {
-                **_RUN,
-                "steps": 97_656,
-                "batch_size": 1024,
-                "base_lr": 5e-4,
-                "min_lr": 1e-6,
-                "warmup": 0.1,
-                "epoch_size": 1_000_000,
-            },
-        },
-    }
+    presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = PRESETS
     progress: Tensor
     class_names: Tensor
 
@@ -257,7 +77,7 @@ class ARL(nn.Module):
         self.patches: int = self.encoder.patch_embed.num_patches
         visible_patches(self.patches, cfg.mask_ratio)  # fails early
         if cfg.init != "scratch":
-            load_plain(self.encoder, _plain_weights(cfg.init))
+            load_plain(self.encoder, plain_weights(cfg.init))
         self.mask_token = nn.Parameter(torch.empty(cfg.width))
         nn.init.normal_(self.mask_token, std=0.02)
         self.decoder = _decoder(cfg) if cfg.decoder_depth else None
@@ -267,11 +87,10 @@ class ARL(nn.Module):
             PatchDiscriminator(cfg.patch_size, 1, cfg.disc_width, cfg.spectral_norm) if cfg.adv else None
         )
         self.head: DistillationHead | None = None
-        self.teacher: nn.ModuleDict | None = None
+        self.teacher: Teacher | None = None
         if cfg.sd:
             self.head = DistillationHead(cfg.width, cfg.head_hidden, cfg.head_bottleneck, cfg.prototypes)
-            parts = {"encoder": copy.deepcopy(self.encoder), "head": copy.deepcopy(self.head)}
-            self.teacher = nn.ModuleDict(parts).requires_grad_(False).eval()
+            self.teacher = Teacher(self.encoder, self.head)
         terms = [name for name in ("sd", "sd_patch") if cfg.sd and getattr(cfg, name)]
         self.centres = nn.ModuleDict({name: Centre(cfg.prototypes) for name in terms})
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
@@ -299,8 +118,8 @@ class ARL(nn.Module):
         return named
 
     def facts(self) -> dict[str, str]:
-        """What weights of this recipe say of themselves: the class list, and the sampling's back-end."""
-        return {"classes": ",".join(self.cfg.classes)}
+        """What weights of this recipe say of themselves: the class list. Others are refused on loading."""
+        return {"classes": json.dumps(self.cfg.classes)}
 
     def conditions(self, columns: Mapping[str, Sequence[str | None]]) -> dict[str, Tensor]:
         """The organs of a batch as the draw "organ" of `step`: (n,) int64 slots, -1 for no class.
@@ -435,21 +254,21 @@ class ARL(nn.Module):
         cfg, frozen = self.cfg, self.done < self.cfg.freeze_last
         with torch.no_grad():  # the teacher sees whole, re-lit views and always the label
             lit = relit(sharp, draws["light"], draws["sigma"], cfg.blur_sigma[1])
-            guide = self.teacher["encoder"].tokens(lit, label.repeat(cfg.views, 1))
-            wanted = self.teacher["head"](guide[:, 0]).unflatten(0, (cfg.views, -1))  # (V, B, prototypes)
+            guide = self.teacher.encoder.tokens(lit, label.repeat(cfg.views, 1))
+            wanted = self.teacher.head(guide[:, 0]).unflatten(0, (cfg.views, -1))  # (V, B, prototypes)
         ours = self.head(tokens[:, 0], frozen).unflatten(0, (cfg.views, -1))
         if cfg.local_crops:
             ours = torch.cat([ours, self._local(images, seen, draws, frozen)])
         pairs = {"sd": (ours, wanted)}
         if cfg.sd_patch:
             with torch.no_grad():
-                wanted_patches = self.teacher["head"](gather_patches(guide[:, 1:], places)).flatten(0, 1)[None]
+                wanted_patches = self.teacher.head(gather_patches(guide[:, 1:], places)).flatten(0, 1)[None]
             our_patches = self.head(gather_patches(tokens[:, 1:], places), frozen).flatten(0, 1)[None]
             pairs["sd_patch"] = (our_patches, wanted_patches)
         temps = {"student_temp": cfg.student_temp, "teacher_temp": self.teacher_temp()}
         losses = {}
         for name, (student, teacher) in pairs.items():
-            centre = self.centres[name]
+            centre = cast(Centre, self.centres[name])
             losses[name] = distillation_loss(student, teacher, centre.value, same=name == "sd_patch", **temps)
             if self.training:
                 centre.note(teacher)  # moves the centre after the update, not before its use
@@ -463,11 +282,9 @@ class ARL(nn.Module):
             progress: share of the run's steps that are done, in [0, 1]; the schedules of the next step follow it.
         """
         if self.teacher is not None and self.head is not None:
-            momentum = self.momentum()  # of the step that was just done
-            follow(self.teacher["encoder"].parameters(), self.encoder.parameters(), momentum)
-            follow(self.teacher["head"].parameters(), self.head.parameters(), momentum)
+            self.teacher.follow(self.encoder, self.head, self.momentum())  # of the step that was just done
         for centre in self.centres.values():
-            centre.update(self.cfg.centre_momentum)
+            cast(Centre, centre).update(self.cfg.centre_momentum)
         self.done = progress
         self.progress.fill_(progress)
 
@@ -563,7 +380,7 @@ class ARL(nn.Module):
         return drawn
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
-        """Decayed or not (biases, norms, positions, AC, w_k, prototypes), slower for offsets, and two more optimisers."""
+        """Decayed or not (biases, norms, positions, AC, w_k, prototypes), slower for offsets; two more optimisers."""
         found: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
         for name, p in self.named_parameters():
             if not p.requires_grad:
@@ -585,17 +402,10 @@ class ARL(nn.Module):
 
     # ---- after pretraining
 
-    def train(self, mode: bool = True) -> "ARL":
-        """The teacher stays in eval mode."""
-        super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
-        return self
-
     @property
     def trained(self) -> AViT:
         """The encoder to use afterwards: the teacher's, if there is one."""
-        return self.encoder if self.teacher is None else self.teacher["encoder"]  # type: ignore[return-value]
+        return self.encoder if self.teacher is None else cast(AViT, self.teacher.encoder)
 
     def view(self, images: Tensor) -> Tensor:
         """The deterministic view of stored uint8 images: (B, 1, S, S) float32 in [-1, 1]."""
@@ -676,13 +486,6 @@ _NO_DECAY = ("anatomy.", "acdt.w", "pos_embed", "cls_token", "mask_token", "prot
 def _decoder(cfg: ARLConfig) -> nn.Sequential:
     blocks = [ACDTBlock(cfg.decoder_width, cfg.decoder_heads, qkv_bias=True) for _ in range(cfg.decoder_depth)]
     return nn.Sequential(nn.Linear(cfg.width, cfg.decoder_width), *blocks, nn.LayerNorm(cfg.decoder_width, eps=1e-6))
-
-
-def _plain_weights(path: str) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise ConfigError(f"Cannot read the weights to start from, {path}: {error}") from error
 
 
 def _check_classes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:

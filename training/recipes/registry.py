@@ -36,9 +36,10 @@ class Recipe(Protocol):
         backpropagated into the parameters of its own optimiser and into no others, so nothing needs to be frozen; an
         optimiser whose loss is not among the terms of a step leaves its parameters as they are.
     `after_step(progress)`: called after each update with the share of the run's steps that are done, in (0, 1]: EMA,
-        centre, temperatures. What it keeps lives in registered buffers, or in parameters of no optimiser, so that a
-        checkpoint holds it. Means over the batch that it needs: add up in buffers during `step` (it is called once per
-        micro-batch) and take them through `training.distributed.mean_over_ranks` here.
+        centre, temperatures. What it keeps lives in registered buffers, or in parameters of no optimiser, changed in
+        place, so that a checkpoint holds it and a step whose loss is not finite can be undone. Means over the batch
+        that it needs: add up in buffers during `step` (it is called once per micro-batch) and take them through
+        `training.distributed.mean_over_ranks` here.
     `columns` (ClassVar or property): catalog columns that a step needs beside the image, e.g. ("organ",); and
     `conditions(columns)`: makes tensors of them, {"organ": ["breast", None, ...]} -> {"organ": int64 (n,)}. Words come
         as lists with None where unknown, numbers as tensors. The result is put among the `draws` of `step` and

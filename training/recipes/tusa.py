@@ -8,8 +8,9 @@ Source: Grutman, Shinar, Ilovitsh, "A texture-based framework for foundational u
 """
 
 import colorsys
+import hashlib
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -23,6 +24,7 @@ from training.losses_contrast import (
     gather_ranks,
     logit_consistency,
     nt_xent,
+    one_patient,
     perceptual_distance,
     sparsemax,
     ssim,
@@ -69,7 +71,6 @@ class TUSAConfig(BaseModel):
     heads: tuple[int, int, int, int] | None = None
     window: int | None = Field(default=None, gt=1)
     residual: bool | None = None
-    grad_checkpoint: bool = False  # ours: compute blocks twice to keep less; changes no result
     latent: Latent = "gap"  # ours: the paper does not define its latent vector
 
     # textures
@@ -83,6 +84,7 @@ class TUSAConfig(BaseModel):
     lpips: PerceptualConfig = PerceptualConfig()
     positives: Positives = "image"  # ours: the paper does not spell them out
     temperature: float = Field(default=0.5, gt=0)  # ours
+    same_patient: Literal["repel", "ignore"] = "repel"  # whether images of one patient are negatives (the paper's)
     proj_head: Literal["mlp", "none"] = "mlp"  # ours: the paper mentions no projection head
     proj_width: int = Field(default=2048, gt=0)  # ours
     proj_out: int = Field(default=512, gt=0)  # ours
@@ -162,9 +164,7 @@ class TUSA(nn.Module):
     def __init__(self, cfg: TUSAConfig) -> None:
         super().__init__()
         self.cfg = cfg
-        self.network = SwinUNETR2d(
-            cfg.textures, **self._arguments(), image_size=cfg.image_size, grad_checkpoint=cfg.grad_checkpoint
-        )
+        self.network = SwinUNETR2d(cfg.textures, **self._arguments(), image_size=cfg.image_size)
         self.texture = TextureHead(cfg.textures, cfg.kernel_size)
         width = self.network.latent_width(cfg.latent)
         self.head: nn.Module | None = None
@@ -177,6 +177,8 @@ class TUSA(nn.Module):
         self.texture.requires_grad_(cfg.rebuilds)
         self.network.requires_grad_(cfg.decodes)
         self.network.net.swinViT.requires_grad_(True)
+        chosen = {**cfg.weights.model_dump(), "lpips": cfg.weights.lpips if cfg.perceptual else 0.0}
+        self.weights: dict[str, float] = {name: weight for name, weight in chosen.items() if weight > 0}
         self._frozen: list[FrozenFeatures] = []  # in a list: neither in the state dict nor switched by train()
         self.register_buffer("perceptual_sha256", torch.zeros(32, dtype=torch.uint8))  # of its file; 0: of none
         self.register_load_state_dict_post_hook(_refuse_other_weights)
@@ -192,7 +194,7 @@ class TUSA(nn.Module):
 
         Args:
             images: (B, 1, 256, 256) uint8.
-            draws: what `draw(B, ...)` gives, on the images' device.
+            draws: what `draw(B, ...)` gives, and `conditions` if there are `columns`, on the images' device.
 
         Returns:
             Scalars: "loss"; each term that is on, raw ("l1", "ssim", "lpips", "logit", "contrast", "entropy") and as it
@@ -208,9 +210,9 @@ class TUSA(nn.Module):
         encoded = self.network.encode(x := _signed(seen.flatten(0, 2)))  # all four views of all images in one pass
         terms: dict[str, Callable[[], Tensor]] = {}
         if cfg.weights.contrast > 0:
-            terms["contrast"] = lambda: nt_xent(
-                self.project(encoded.latent(cfg.latent)), cfg.temperature, cfg.positives
-            )
+            ignored = one_patient(gather_ranks(draws["patient"])) if "patient" in draws else None
+            z = self.project(encoded.latent(cfg.latent))  # (B of all ranks, 2, 2, proj_out)
+            terms["contrast"] = lambda: nt_xent(z, cfg.temperature, cfg.positives, ignored)
         if cfg.decodes:
             logits = self.network.decode(x, encoded.hidden).float()  # (4 B, K, S, S)
             maps = self.activate(logits)
@@ -223,12 +225,21 @@ class TUSA(nn.Module):
             terms["l1"] = lambda: (rebuilt - _signed(target)).abs().mean()
             terms["ssim"] = lambda: 1 - ssim(_unsigned(rebuilt).flatten(0, 2), target.flatten(0, 2)).mean()
             terms["lpips"] = lambda: self.perceptual_term(rebuilt, clean[:, :, None] if cfg.target == "clean" else seen)
-        weights = {**cfg.weights.model_dump(), "lpips": cfg.weights.lpips if cfg.perceptual else 0.0}
-        raw = {name: term() for name, term in terms.items() if weights[name] > 0}
-        weighted = {f"weighted/{name}": weights[name] * value for name, value in raw.items()}
+        raw = {name: term() for name, term in terms.items() if name in self.weights}
+        weighted = {f"weighted/{name}": self.weights[name] * value for name, value in raw.items()}
         loss = torch.stack(list(weighted.values())).sum()
         watched = _use(shares.detach(), maps.detach()) if cfg.decodes else {}
         return {"loss": loss, **raw, **{name: value.detach() for name, value in weighted.items()}, **watched}
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Catalog columns that `conditions` needs: the patient, where one patient's images are no negatives."""
+        return ("patient",) if self.cfg.same_patient == "ignore" and self.cfg.weights.contrast > 0 else ()
+
+    def conditions(self, columns: Mapping[str, Sequence[str | None]]) -> dict[str, Tensor]:
+        """Patients' names -> {"patient": (n,) int64}, equal for equal names in every process; -1 where unknown."""
+        codes = [-1 if name is None else _code(str(name)) for name in columns["patient"]]
+        return {"patient": torch.tensor(codes, dtype=torch.int64)}
 
     def views(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """Two geometries of each image, (B, 2, 1, S, S), and two colour versions of each, (B, 2, 2, 1, S, S).
@@ -323,11 +334,12 @@ class TUSA(nn.Module):
         box = centre_box(self.cfg.source_size, 1.0)
         return _signed(crop(self._stored(images), box, self.cfg.image_size))
 
-    def encode(self, images: Tensor) -> Tensor:
+    def encode(self, images: Tensor, patient: Tensor | None = None) -> Tensor:
         """Latent vectors of stored images: neither projection head nor decoder takes part.
 
         Args:
             images: (B, 1, 256, 256) uint8.
+            patient: of `conditions`; no feature depends on it.
 
         Returns:
             (B, D) float32, D = 576 for the default.
@@ -340,6 +352,14 @@ class TUSA(nn.Module):
     def feature_maps(self, images: Tensor) -> tuple[Tensor, ...]:
         """The encoder's five maps, (B, F * 2^i, S / 2^(i + 1), S / 2^(i + 1)) for i = 0 ... 4, float32."""
         return self.network.encode(self.network_input(images)).hidden
+
+    def checkpointed(self) -> list[nn.Module]:
+        """What `grad_checkpointing` computes again: Swin blocks, and the convolutional blocks around them."""
+        return self.network.blocks()
+
+    def facts(self) -> dict[str, str]:
+        """Of the metadata: the kind of the perceptual network, which no two parts of one run may differ in."""
+        return {"perceptual": self.cfg.lpips.kind if self.cfg.perceptual else "none"}
 
     def encoder_export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The encoder under MONAI's names, and how to build it: `arch` with `arch_args`, not a timm model.
@@ -370,7 +390,7 @@ class TUSA(nn.Module):
             "std": [0.5],
             "interpolation": "bicubic",
             "crop_pct": 1.0,
-            "perceptual": self.cfg.lpips.kind if self.cfg.perceptual else "none",
+            **self.facts(),
             "perceptual_sha256": bytes(self.perceptual_sha256.tolist()).hex(),
         }
         return state, meta
@@ -399,6 +419,11 @@ def _refuse_other_weights(module: nn.Module, _: Any) -> None:
             f"The run's perceptual weights had SHA-256 {saved}; those in {module.cfg.lpips.weights} have {used}.",
             hint="Give the file that the run began with.",
         )
+
+
+def _code(name: str) -> int:
+    """A number below 2^63 for a name; it names no one and is the same in every process."""
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "big") >> 1
 
 
 def _use(shares: Tensor, maps: Tensor) -> dict[str, Tensor]:

@@ -259,10 +259,7 @@ class USFM(nn.Module):
         Args:
             depth: (B, 2 * blocks) noise for drop path, used in training mode only; None: no branch is dropped.
         """
-        if self.cfg.drop_path:
-            # without noise, coins that no branch loses: 1 is never below its rate
-            branches = 2 * len(self.encoder.blocks)
-            set_drop_path(self.encoder, x.new_ones(len(x), branches) if depth is None else depth)
+        set_drop_path(self.encoder, depth)
         tokens = self.encoder.forward_features(x)[:, 1:]  # (B, N, D) without the class token
         return self.decoder(tokens.mT.unflatten(2, self.grid))
 
@@ -322,10 +319,8 @@ class USFM(nn.Module):
         Raises:
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
-        x = self.network_input(images)
-        if self.cfg.drop_path:
-            set_drop_path(self.encoder, x.new_ones(len(x), 2 * len(self.encoder.blocks)))
-        return self.encoder.forward_features(x)[:, 1:].mean(dim=1).float()
+        set_drop_path(self.encoder, None)
+        return self.encoder.forward_features(self.network_input(images))[:, 1:].mean(dim=1).float()
 
     def encoder_export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The encoder for others: timm's keys only, and the call that loads them strictly.
