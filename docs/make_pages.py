@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import dataset_pages
+import recipe_pages
 import typer
 from pydantic import BaseModel
 
@@ -29,6 +30,7 @@ def pages() -> dict[str, str]:
         "datasets.md": NOTE + dataset_pages.index(),
         "settings.md": NOTE + _settings(),
         "catalog.md": NOTE + _catalog(),
+        "recipes.md": NOTE + recipe_pages.page(),
         **{f"datasets/{name}.md": NOTE + dataset_pages.page(get_card(name)) for name in registered()},
     }
 

@@ -49,7 +49,7 @@ def sparsemax(z: Tensor) -> Tensor:
     p_i = max(z_i - tau, 0) with tau such that they sum to 1. i is in the support if and only if
     sum_j max(z_j - z_i, 0) < 1. float32 (float64 stays).
 
-    Source: Martins and Astudillo, 2016, Eq. 2; the test for the support without sorting is the dossier's.
+    Source: Martins and Astudillo, 2016, Eq. 2; the test for the support without sorting is the paper's.
     """
     out: Tensor = _Sparsemax.apply(z if z.dtype == torch.float64 else z.float())
     return out

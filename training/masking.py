@@ -88,7 +88,7 @@ def blur_bank(sigmas: Sequence[float], size: int) -> Tensor:
     Raises:
         ConfigError: a sigma is negative, or too large for images of this size.
 
-    Source: D2MAE dossier; equals cv2.GaussianBlur on float32 with kernel size (0, 0) and BORDER_REFLECT_101.
+    Source: D2MAE paper; equals cv2.GaussianBlur on float32 with kernel size (0, 0) and BORDER_REFLECT_101.
     """
     radius = blur_radius(max(sigmas))
     if min(sigmas) < 0 or radius >= size:

@@ -38,7 +38,7 @@ def organ_slot(
     Args:
         organ: a name of the catalog's `organ`, or of a class itself; None: not known.
         classes: class names in their order.
-        missing: what phantoms, animals, simulated images and "unknown" are: "null" no class (the dossier's policy), or
+        missing: what phantoms, animals, simulated images and "unknown" are: "null" no class (the paper's policy), or
             "other", the slot that the taxonomy gives them.
         unknown: what a name outside the vocabulary is: an error, or no class.
 

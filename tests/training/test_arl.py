@@ -1,4 +1,4 @@
-"""ARL as a whole: training, resuming, inference, exports, bad input, and the dossier's likely mistakes (section 9)."""
+"""ARL as a whole: training, resuming, inference, exports, bad input, and the paper's likely mistakes (section 9)."""
 
 import json
 import math
@@ -241,7 +241,7 @@ def test_drop_path_keeps_the_mean_and_spares_the_first_block():
 
 def test_blocks_of_patches_are_hidden_together_and_as_many_as_single_ones():
     noise = torch.rand(50, 2, 196, generator=torch.Generator().manual_seed(0))
-    assert hidden_patches(noise, (14, 14), 0.6)[0].shape == (100, 118)  # the dossier's 118 of 196
+    assert hidden_patches(noise, (14, 14), 0.6)[0].shape == (100, 118)  # the paper's 118 of 196
     places, mask = hidden_patches(noise, (14, 14), 0.6, block=2)
     assert places.shape == (100, 118) and mask.sum(1).unique().tolist() == [118]
     squares = mask.view(100, 7, 2, 7, 2).sum((2, 4))
@@ -399,7 +399,7 @@ def test_every_variant_fits_every_preset(preset, variant):
     assert (cfg.weight_decay, cfg.weight_decay_end, cfg.clip_grad, cfg.betas) == (0.04, 0.4, 3.0, (0.9, 0.999))
 
 
-def test_the_paper_preset_is_the_dossiers():
+def test_the_paper_preset_is_the_papers():
     run_config = resolve("arl", "paper")
     cfg = ARLConfig(**run_config.recipe_config)
     assert (cfg.image_size, cfg.patch_size, cfg.width, cfg.depth, cfg.heads) == (224, 16, 768, 12, 12)

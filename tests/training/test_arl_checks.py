@@ -1,4 +1,4 @@
-"""The numbered checks of the ARL dossier, section 8. Training loops and resuming are in test_arl.py."""
+"""The numbered checks of the ARL paper, section 8. Training loops and resuming are in test_arl.py."""
 
 import math
 from typing import Any

@@ -1,4 +1,4 @@
-"""The classifier on a D2MAE encoder: check 11 of the dossier, the rest of checks 13 and 14."""
+"""The classifier on a D2MAE encoder: check 11 of the paper, the rest of checks 13 and 14."""
 
 from typing import Any
 

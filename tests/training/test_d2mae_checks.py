@@ -1,4 +1,4 @@
-"""The numbered checks of the D2MAE dossier, section 9, as far as they concern the recipe.
+"""The numbered checks of the D2MAE paper, section 9, as far as they concern the recipe.
 
 Checks 1, 4, 5 are in test_masking.py, 10 in test_obs.py, 11 and parts of 13 and 14 in test_classifier_head.py, 15 in
 test_metrics.py; the learning rate and resuming belong to the trainer's tests.

@@ -1,4 +1,4 @@
-"""Masking and blur: checks 1, 4 and 5 of the D2MAE dossier, and the mistakes seen in official code."""
+"""Masking and blur: checks 1, 4 and 5 of the D2MAE paper, and the mistakes seen in official code."""
 
 import cv2
 import numpy as np
@@ -129,7 +129,7 @@ def test_each_image_is_blurred_by_its_own_level():
 
 def test_the_radius_is_opencvs_for_float_images():
     taps = [2 * blur_radius(sigma) + 1 for sigma in SIGMAS[1:]]
-    assert taps == [3, 3, 3, 5, 5, 7, 7, 7, 9, 9, 11]  # the dossier's table
+    assert taps == [3, 3, 3, 5, 5, 7, 7, 7, 9, 9, 11]  # the paper's table
 
 
 def test_a_wider_range_of_levels_gets_a_wider_kernel():

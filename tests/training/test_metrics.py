@@ -1,4 +1,4 @@
-"""Check 15 of the D2MAE dossier: scores and intervals against sklearn, scipy and sums done by hand."""
+"""Check 15 of the D2MAE paper: scores and intervals against sklearn, scipy and sums done by hand."""
 
 import numpy as np
 import pytest

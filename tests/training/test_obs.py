@@ -1,4 +1,4 @@
-"""The optimal blurriness search: check 10 of the D2MAE dossier, its cache, and its warning."""
+"""The optimal blurriness search: check 10 of the D2MAE paper, its cache, and its warning."""
 
 import warnings
 from typing import Any

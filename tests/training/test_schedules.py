@@ -9,7 +9,7 @@ def at(step):
     return warmup_cosine(step, steps=80_000, warmup_steps=400, peak=6e-4)
 
 
-def test_the_rate_of_mae_is_0_at_first_6e_4_after_the_warm_up_and_0_at_the_end():  # dossier check 13
+def test_the_rate_of_mae_is_0_at_first_6e_4_after_the_warm_up_and_0_at_the_end():  # paper check 13
     assert at(0) == 0.0
     assert at(200) == pytest.approx(3e-4)
     assert at(400) == pytest.approx(6e-4)

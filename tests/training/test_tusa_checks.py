@@ -1,4 +1,4 @@
-"""The numbered checks of the TUSA dossier, section 7, and its likely mistakes, section 8."""
+"""The numbered checks of the TUSA paper, section 7, and its likely mistakes, section 8."""
 
 import math
 import warnings

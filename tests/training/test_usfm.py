@@ -1,4 +1,4 @@
-"""The USFM recipe as the trainer and its users meet it, and the mistakes of official code (dossier, section 8)."""
+"""The USFM recipe as the trainer and its users meet it, and the mistakes of official code (paper, section 8)."""
 
 import itertools
 from contextlib import nullcontext
@@ -424,7 +424,7 @@ def test_recomputing_and_accumulating_change_nothing_but_rounding(tmp_path, sett
     assert losses[1] == pytest.approx(losses[0], rel=1e-4)
 
 
-# ---- mistakes seen in official code, or likely (dossier, section 8)
+# ---- mistakes seen in official code, or likely (paper, section 8)
 
 
 def test_mistake_1_the_real_part_is_kept_not_the_modulus():
@@ -478,7 +478,7 @@ def test_mistakes_4_and_8_a_groups_scale_acts_and_acts_once(tmp_path, monkeypatc
     assert moved["decoder.0.weight"] == pytest.approx(0.0025, rel=1e-2)
 
 
-def test_mistake_4_timm_gives_the_exported_blocks_the_dossiers_scales_and_no_rates():
+def test_mistake_4_timm_gives_the_exported_blocks_the_papers_scales_and_no_rates():
     import timm
     from timm.optim import param_groups_layer_decay
 

@@ -1,4 +1,4 @@
-"""The numbered checks of the USFM dossier, section 7, each against an implementation that shares no code with ours."""
+"""The numbered checks of the USFM paper, section 7, each against an implementation that shares no code with ours."""
 
 from functools import partial
 from itertools import pairwise
@@ -22,7 +22,7 @@ from usdata.sampling import BalancedSampler, group_probabilities
 from usdata.schema import taxonomy
 
 ORGANS = taxonomy()["usfm12_images_in_3m_us"]  # organ -> images, the largest first
-COLUMNS = {  # gamma -> the dossier's percentages, in the same order
+COLUMNS = {  # gamma -> the paper's percentages, in the same order
     1.0: [91.743, 3.288, 0.932, 0.847, 0.579, 0.571, 0.509, 0.479, 0.411, 0.385, 0.185, 0.071],
     0.5: [52.751, 9.986, 5.316, 5.069, 4.192, 4.162, 3.930, 3.811, 3.530, 3.418, 2.372, 1.464],
     0.0: [8.333] * 12,
@@ -65,7 +65,7 @@ EDGES = (5.0, 16.0, 32.0, 48.0, 64.0, 80.0, 96.0, 112.0)
 
 
 def whole_rings(size: int = 224, protect: int = 5, edges: tuple[float, ...] = EDGES) -> NDArray[np.bool_]:
-    """(bands, size, size) bool, zero frequency at (size / 2, size / 2): the dossier's 3.2 word for word."""
+    """(bands, size, size) bool, zero frequency at (size / 2, size / 2): the paper's 3.2 word for word."""
     half = size // 2
     i, j = np.mgrid[:size, :size] - half
     r = np.hypot(i, j)
@@ -115,7 +115,7 @@ def test_check_01_spectrum_is_kept_outside_the_drawn_bands_and_gone_inside(image
     assert (before - after)[square].abs().max() < 1e-4
 
 
-def test_check_02_bands_have_the_dossiers_edges_and_bins_and_no_bin_twice(rings):
+def test_check_02_bands_have_the_papers_edges_and_bins_and_no_bin_twice(rings):
     assert ring_edges(224) == EDGES
     whole = whole_rings()
     assert whole.sum((1, 2)).tolist() == [676, 2412, 4004, 5640, 7228, 8836, 10462]
@@ -276,7 +276,7 @@ def test_check_08_the_recipe_takes_the_region_it_is_told(loss_on):
 
 
 @pytest.mark.parametrize("gamma", list(COLUMNS))
-def test_check_09_organs_are_drawn_as_the_dossiers_column_says(gamma):
+def test_check_09_organs_are_drawn_as_the_papers_column_says(gamma):
     counts = np.array(list(ORGANS.values()))
     assert counts.sum() == 2_187_915
     shares = group_probabilities(counts, gamma)
@@ -372,7 +372,7 @@ def test_check_11_tables_for_the_same_grid_stay_and_for_a_larger_one_grow():
         assert new[(rows - 4) // 2].tolist() == pytest.approx(old[364].tolist(), abs=1e-5)  # no offset stays none
 
 
-def test_section_9_parameter_counts_are_the_dossiers():
+def test_section_9_parameter_counts_are_the_papers():
     def count(module: nn.Module) -> int:
         return sum(p.numel() for p in module.parameters())
 

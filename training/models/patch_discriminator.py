@@ -23,7 +23,7 @@ class PatchDiscriminator(nn.Module):
     Raises:
         ConfigError: `patch` is no power of 2, or below 4.
 
-    Source: ARL says only that it "distinguishes reconstructed from real patches"; the layers are ours (dossier 4.4).
+    Source: ARL says only that it "distinguishes reconstructed from real patches"; the layers are ours (paper 4.4).
     """
 
     def __init__(self, patch: int, channels: int = 1, width: int = 64, spectral_norm: bool = False) -> None:
