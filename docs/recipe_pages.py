@@ -18,7 +18,7 @@ RECIPES = {
 _INTRO = """# Recipes
 
 `usdata pretrain RECIPE --cohort EXPR --preset micro|small|paper --out DIR`. Every key of a recipe, with its default,
-its meaning and the mark `ours` where the paper leaves it open, stands in [settings](settings.md); the step with the loss
+its meaning and the mark `ours` where the paper leaves it open, is in [settings](settings.md); the step with the loss
 is in `training/recipes/<recipe>.py`. Weights: `encoder.safetensors` (timm's or MONAI's names), `README.md` the model
 card, `usdata embed --encoder DIR --cohort EXPR -o FILE.parquet` the features by sample id.
 
