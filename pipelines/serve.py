@@ -27,6 +27,7 @@ from usdata.lake import Lake
 if TYPE_CHECKING:
     from prefect.deployments.runner import RunnerDeployment
 
+SHOWN = 5  # data sets that the welcome names
 _START = 180.0  # seconds that a server may take to answer: on a busy machine its first start has taken 60
 _POLL = 3.0  # seconds between two looks for new runs; Prefect's default of 10 feels slow on one's own machine
 _AT_ONCE = 2  # runs; each ingest uses all cores anyway
@@ -112,8 +113,9 @@ def _welcome(url: str, lake: Path, data: Path | None) -> None:
     )
     if others:
         where = f"no folder of that name in {data}" if data else "start with --data DIR"
+        shown = ", ".join(others[:SHOWN]) + (f", ... {len(others)} in all" if len(others) > SHOWN else "")
         say(
-            f"Without files: {', '.join(others)} ({where}), or tell each run:",
+            f"Without files: {shown} ({where}), or tell each run:",
             f"  prefect deployment run ingest/{others[0]} -p source=DIR --watch",
         )
     private = os.environ.get("USDATA_PRIVATE_DIR")

@@ -90,7 +90,11 @@ def test_two_processes_equal_one_with_two_optimisers(tmp_path, late):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("lost", ["SIGKILL", "SIGSTOP"], ids=["died", "does not answer"])
+@pytest.mark.parametrize(
+    "lost",
+    ["SIGKILL", pytest.param("SIGSTOP", marks=pytest.mark.recipes)],
+    ids=["died", "does not answer"],
+)
 def test_a_lost_rank_is_a_clear_error_and_no_hang(tmp_path, lost):
     ranks = start(tmp_path / "run", "rank_timeout=20", "checkpoint_every=2", "log_every=1", lost=lost)
     try:
