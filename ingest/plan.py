@@ -50,12 +50,17 @@ def plan_shards(
         for organ in sorted(by_organ)
         for number, part in enumerate(_fill(by_organ[organ]))
     ]
-    threads = max(1, workers // max(1, len(parts)))  # fewer shards than workers: share a shard's decoding
     return [
         ShardJob(card, root, staging, name, part, interpolation, threads, fingerprint, rules)
-        for name, part in parts
+        for (name, part), threads in zip(parts, _threads(len(parts), workers), strict=True)
         for fingerprint in (_fingerprint(digest, interpolation, part),)
     ]
+
+
+def _threads(jobs: int, workers: int) -> list[int]:
+    """Threads of each job: the jobs of the last round, if they are fewer than the workers, share their decoding."""
+    left = jobs % max(1, workers)
+    return [1] * (jobs - left) + [workers // left] * left if left else [1] * jobs
 
 
 def _fill(sources: list[Source]) -> Iterator[list[Source]]:

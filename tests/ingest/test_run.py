@@ -12,7 +12,7 @@ import pytest
 import webdataset as wds
 from fakes.folders import tree_digest, write_folder, write_image
 
-from ingest import build, commit
+from ingest import build, commit, plan
 from ingest.card import get_card, load_card
 from ingest.deid.private import private_card
 from ingest.run import ingest, only_ingest
@@ -438,3 +438,11 @@ def test_the_real_sample_of_covid_blues_gives_frames_of_18_clips_of_6_patients(r
     )
     assert lake.sql(query).to_pylist() == [{"clips": 18, "patients": 6, "fps": 25.0}]
     assert file_xxh(lake.catalog_part("covid_blues"))
+
+
+@pytest.mark.parametrize(
+    ("jobs", "workers", "threads"),
+    [(0, 2, []), (1, 4, [4]), (3, 8, [2, 2, 2]), (4, 2, [1, 1, 1, 1]), (5, 2, [1, 1, 1, 1, 2]), (3, 1, [1, 1, 1])],
+)
+def test_the_jobs_of_the_last_round_share_the_workers_that_would_be_idle(jobs, workers, threads):
+    assert plan._threads(jobs, workers) == threads
