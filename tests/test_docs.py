@@ -1,5 +1,6 @@
 """What the documents say is run: commands in order, the card as printed, the generated pages as generated."""
 
+import json
 import os
 import re
 import shlex
@@ -91,3 +92,20 @@ def test_the_generated_pages_are_as_the_program_would_write_them(tmp_path):
     assert made == sorted(str(page.relative_to(PROJECT / "docs")) for page in pages)
     for name in made:
         assert (PROJECT / "docs" / name).read_text() == (tmp_path / name).read_text(), f"docs/{name}: run `make docs`"
+
+
+def test_the_card_of_the_five_steps_brings_in_pictures_with_the_outlines_drawn_on_them(tmp_path):
+    card = re.findall(r"```yaml\n(.*?)```", (PROJECT / "CONTRIBUTING.md").read_text("utf-8"), re.S)[0]
+    (tmp_path / "my.yaml").write_text(card)
+    for number, label in enumerate(("healthy", "swollen")):
+        path = tmp_path / "knees" / label / f"p0{number}_1.png"
+        write_image(path, seed=number, side=64)
+        outline = {"label": "effusion", "shape_type": "polygon", "points": [[10, 10], [50, 10], [50, 40], [10, 40]]}
+        content = {"imagePath": path.name, "imageWidth": 80, "imageHeight": 64, "shapes": [outline] * number}
+        path.with_suffix(".json").write_text(json.dumps(content))
+    run("usdata ingest --card my.yaml --from knees --lake lake", tmp_path)
+    query = "select label, patient, has_mask from samples order by label"
+    said = run(f"usdata sql {shlex.quote(query)} --lake lake --json", tmp_path)
+    rows = [json.loads(line) for line in said.splitlines()]
+    assert [(row["label"], row["patient"]) for row in rows] == [("healthy", "my_knees-00"), ("swollen", "my_knees-01")]
+    assert rows[1]["has_mask"] and not rows[0]["has_mask"]
