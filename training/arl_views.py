@@ -8,24 +8,13 @@ from torch import Tensor
 
 from training.masking import shuffle, visible_patches
 from training.models.vit import patchify, unpatchify
-from training.transforms import crop, to_float
+from training.transforms import crop
 from training.views import blur_each
 
 
 def by_view(values: Tensor) -> Tensor:
     """(B, V, ...) draws -> (V * B, ...), view by view."""
     return values.transpose(0, 1).flatten(0, 1)
-
-
-def stored(images: Tensor, size: int) -> Tensor:
-    """Stored uint8 images as float32 in [0, 1].
-
-    Raises:
-        ValueError: they are not uint8 (B, 1, size, size).
-    """
-    if tuple(images.shape[1:]) != (1, size, size):
-        raise ValueError(f"images must be (B, 1, {size}, {size}), not {tuple(images.shape)}")
-    return to_float(images)
 
 
 def crops(images: Tensor, box: Tensor, flip: Tensor, size: int) -> Tensor:

@@ -27,6 +27,17 @@ def to_float(images: Tensor) -> Tensor:
     return images.float() / 255.0
 
 
+def stored(images: Tensor, size: int) -> Tensor:
+    """Stored uint8 images as float32 in [0, 1].
+
+    Raises:
+        ValueError: they are not uint8 (B, 1, size, size).
+    """
+    if tuple(images.shape[1:]) != (1, size, size):
+        raise ValueError(f"images must be (B, 1, {size}, {size}), not {tuple(images.shape)}")
+    return to_float(images)
+
+
 def precise_matmul(a: Tensor, b: Tensor) -> Tensor:
     """Batched float32 matrix product whose result does not depend on autocast or on TF32 being allowed.
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from training.arl_config import PRESETS, VARIANTS, ARLConfig
-from training.arl_views import by_view, crops, hidden_patches, pasted, relit, stored
+from training.arl_views import by_view, crops, hidden_patches, pasted, relit
 from training.distributed import mean_over_ranks
 from training.losses_adversarial import (
     adaptive_lambda,
@@ -45,7 +45,7 @@ from training.organ_condition import (
     unpack_names,
 )
 from training.recipes.registry import recipe
-from training.transforms import centre_box, crop, draw_crops
+from training.transforms import centre_box, crop, draw_crops, stored
 from usdata.errors import ConfigError
 
 __all__ = ["ARL", "VARIANTS", "ARLConfig"]

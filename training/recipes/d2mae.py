@@ -19,8 +19,8 @@ from training.masking import blur_bank, gather_patches, gaussian_blur, random_ke
 from training.models.decoders import MaskedDecoder
 from training.models.positions import LevelEmbedding, LevelVariant
 from training.models.vit import build_vit, encode_patches, patchify, position_rows, unpatchify
-from training.recipes.registry import recipe
-from training.transforms import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD, centre_box, crop, draw_crops, to_float
+from training.recipes.registry import decay_groups, recipe
+from training.transforms import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD, centre_box, crop, draw_crops, stored
 from usdata.errors import ConfigError
 
 Level = Tensor | int
@@ -216,7 +216,7 @@ class D2MAE(nn.Module):
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
         cfg, box, flip = self.cfg, draws["box"], draws["flip"]
-        source = self._stored(images)
+        source = stored(images, self.cfg.source_size)
         sharp = crop(source, box, cfg.image_size, flip)
         if self.source_bank is None:
             return sharp, self.blur(sharp, draws["t"])
@@ -281,12 +281,7 @@ class D2MAE(nn.Module):
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Two optimiser groups over the trainable parameters: decayed, and not (biases, norms, level embedding)."""
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        free = {name for name, p in named if p.ndim <= 1 or name.startswith("level.")}
-        return [
-            {"name": "decay", "params": [p for n, p in named if n not in free], "weight_decay": weight_decay},
-            {"name": "no_decay", "params": [p for n, p in named if n in free], "weight_decay": 0.0},
-        ]
+        return decay_groups(self, lambda name: name.startswith("level."), weight_decay)
 
     # ---- after pretraining
 
@@ -297,7 +292,7 @@ class D2MAE(nn.Module):
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
         box = centre_box(self.cfg.source_size, 224 / 256 if self.cfg.eval_view == "centre" else 1.0)
-        return crop(self._stored(images), box, self.cfg.image_size, inside=False)
+        return crop(stored(images, self.cfg.source_size), box, self.cfg.image_size, inside=False)
 
     def network_input(self, images: Tensor) -> Tensor:
         """What a timm model with the exported weights wants: the view, normalised, (B, C, S, S) float32."""
@@ -363,12 +358,6 @@ class D2MAE(nn.Module):
         args = {"img_size": cfg.image_size, "patch_size": cfg.patch_size, "in_chans": cfg.channels, "num_classes": 0}
         changed = {"embed_dim": cfg.encoder_width, "depth": cfg.encoder_depth, "num_heads": cfg.encoder_heads}
         return {**args, **{key: value for key, value in changed.items() if value is not None}}
-
-    def _stored(self, images: Tensor) -> Tensor:
-        if tuple(images.shape[1:]) != (1, self.cfg.source_size, self.cfg.source_size):
-            size = self.cfg.source_size
-            raise ValueError(f"images must be (B, 1, {size}, {size}), not {tuple(images.shape)}")
-        return to_float(images)
 
     def _normalise(self, grey: Tensor) -> Tensor:
         """(B, N, p * p) in [0, 1] -> (B, N, p * p * C) normalised, channel fastest."""

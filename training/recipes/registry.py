@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 from pydantic import BaseModel
-from torch import Generator, Tensor
+from torch import Generator, Tensor, nn
 
 from usdata.errors import ConfigError, nearest
 
@@ -87,6 +87,16 @@ class Recipe(Protocol):
 
         Where timm cannot build the encoder: `model_name` None, and the facts to build it by under "arch".
         """
+
+
+def decay_groups(module: nn.Module, free: Callable[[str], bool], weight_decay: float) -> list[dict[str, Any]]:
+    """Two optimiser groups over the trainable parameters: decayed, and not (1-D ones, and those of a `free` name)."""
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    spared = {name for name, p in named if p.ndim <= 1 or free(name)}
+    return [
+        {"name": "decay", "params": [p for n, p in named if n not in spared], "weight_decay": weight_decay},
+        {"name": "no_decay", "params": [p for n, p in named if n in spared], "weight_decay": 0.0},
+    ]
 
 
 def recipe(name: str, config: type[BaseModel]) -> Callable[[C], C]:

@@ -33,8 +33,8 @@ from training.losses_contrast import (
 from training.models.perceptual import FrozenFeatures, PerceptualConfig, PerceptualWarning, build_perceptual
 from training.models.swin_unetr import NETWORKS, Latent, SwinUNETR2d, network_arguments
 from training.models.texture import TextureHead
-from training.recipes.registry import recipe
-from training.transforms import centre_box, crop, to_float
+from training.recipes.registry import decay_groups, recipe
+from training.transforms import centre_box, crop, stored
 from training.views import ViewConfig, draw_views, photometric_views, spatial_views
 from usdata.errors import ConfigError, nearest
 
@@ -249,7 +249,7 @@ class TUSA(nn.Module):
         Raises:
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
-        clean = spatial_views(self._stored(images), draws["affine"], self.cfg.image_size)
+        clean = spatial_views(stored(images, self.cfg.source_size), draws["affine"], self.cfg.image_size)
         return clean, photometric_views(clean, draws, self.cfg.views.sigma[1])
 
     def activate(self, logits: Tensor) -> Tensor:
@@ -316,12 +316,7 @@ class TUSA(nn.Module):
                 PerceptualWarning,
                 stacklevel=2,
             )
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        free = {n for n, p in named if p.ndim <= 1 or n.startswith("texture.") or n.endswith("position_bias_table")}
-        return [
-            {"name": "decay", "params": [p for n, p in named if n not in free], "weight_decay": weight_decay},
-            {"name": "no_decay", "params": [p for n, p in named if n in free], "weight_decay": 0.0},
-        ]
+        return decay_groups(self, lambda n: n.startswith("texture.") or n.endswith("position_bias_table"), weight_decay)
 
     # ---- after pretraining
 
@@ -332,7 +327,7 @@ class TUSA(nn.Module):
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
         box = centre_box(self.cfg.source_size, 1.0)
-        return _signed(crop(self._stored(images), box, self.cfg.image_size))
+        return _signed(crop(stored(images, self.cfg.source_size), box, self.cfg.image_size))
 
     def encode(self, images: Tensor, patient: Tensor | None = None) -> Tensor:
         """Latent vectors of stored images: neither projection head nor decoder takes part.
@@ -401,12 +396,6 @@ class TUSA(nn.Module):
         cfg = self.cfg
         changed = {name: getattr(cfg, name) for name in ("feature_size", "depths", "heads", "window", "residual")}
         return {"heads": (3, 6, 12, 24), "residual": False, **network_arguments(cfg.network, **changed)}
-
-    def _stored(self, images: Tensor) -> Tensor:
-        size = self.cfg.source_size
-        if tuple(images.shape[1:]) != (1, size, size):
-            raise ValueError(f"images must be (B, 1, {size}, {size}), not {tuple(images.shape)}")
-        return to_float(images)
 
 
 def _refuse_other_weights(module: nn.Module, _: Any) -> None:

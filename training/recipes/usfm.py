@@ -30,8 +30,8 @@ from training.models.beit import (
     set_drop_path,
 )
 from training.models.vit import build_vit
-from training.recipes.registry import recipe
-from training.transforms import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD, centre_box, crop, draw_crops, to_float
+from training.recipes.registry import decay_groups, recipe
+from training.transforms import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD, centre_box, crop, draw_crops, stored
 from training.usfm_augment import relight, rotate
 from training.views import blur_each
 
@@ -238,7 +238,7 @@ class USFM(nn.Module):
         Raises:
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
-        turned = rotate(self._stored(images), draws["angle"])
+        turned = rotate(stored(images, self.cfg.source_size), draws["angle"])
         cut = crop(turned, draws["box"], self.cfg.image_size, draws["flip"])
         lit = relight(cut, draws["brightness"], draws["contrast"])
         return blur_each(lit[:, 0], draws["sigma"], self.cfg.blur_sigma[1])[:, None]
@@ -289,12 +289,7 @@ class USFM(nn.Module):
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Two optimiser groups: decayed, and not (1-D parameters, class token, positions, and their tables)."""
         exempt = ("cls_token", "pos_embed") if self.cfg.decay_tables else ("cls_token", "pos_embed", TABLE)
-        named = [(name, p) for name, p in self.named_parameters() if p.requires_grad]
-        free = {name for name, p in named if p.ndim <= 1 or name.endswith(exempt)}
-        return [
-            {"name": "decay", "params": [p for n, p in named if n not in free], "weight_decay": weight_decay},
-            {"name": "no_decay", "params": [p for n, p in named if n in free], "weight_decay": 0.0},
-        ]
+        return decay_groups(self, lambda name: name.endswith(exempt), weight_decay)
 
     # ---- after pretraining
 
@@ -305,7 +300,7 @@ class USFM(nn.Module):
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
         box = centre_box(self.cfg.source_size, 224 / 256 if self.cfg.eval_view == "centre" else 1.0)
-        return crop(self._stored(images), box, self.cfg.image_size, inside=False)
+        return crop(stored(images, self.cfg.source_size), box, self.cfg.image_size, inside=False)
 
     def network_input(self, images: Tensor) -> Tensor:
         """What a timm model with the exported weights wants: the view, normalised, (B, C, S, S) float32."""
@@ -351,12 +346,6 @@ class USFM(nn.Module):
     def _loss_units(self, x: Tensor) -> Tensor:
         """Normalised (B, C, S, S) -> what the loss compares."""
         return x.float() * self.std + self.mean if self.cfg.loss_units == "unit" else x
-
-    def _stored(self, images: Tensor) -> Tensor:
-        if tuple(images.shape[1:]) != (1, self.cfg.source_size, self.cfg.source_size):
-            size = self.cfg.source_size
-            raise ValueError(f"images must be (B, 1, {size}, {size}), not {tuple(images.shape)}")
-        return to_float(images)
 
 
 @torch.no_grad()
