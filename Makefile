@@ -39,7 +39,7 @@ lint: $(VENV)/.dev  ## style and types
 study: $(VENV)/.dev  ## long statistical tests that `make test` leaves out
 	$(BIN)/python -m pytest -q -m study
 
-figures: $(VENV)/.dev  ## the pictures of the README
+figures: $(VENV)/.dev  ## the pictures of README and docs; trains what they show, some ten minutes
 	$(BIN)/python docs/make_figures.py
 
 docs: $(VENV)/.dev  ## the generated pages of docs/

@@ -1,151 +1,99 @@
-"""Make docs/images/overview.png, the README's picture, from a small phantom lake and a micro run.
+"""Make the pictures of docs/images from phantom lakes and micro runs; everything on them is simulated.
 
-    python docs/make_figures.py [--work DIR]
+    python docs/make_figures.py [--work DIR] [--only overview learns loss-curves recipe-d2mae ...]
 
-Everything on it is simulated, so it may be published. It takes about two minutes on two cores; with `--work` the lake
-and the run are kept and used again.
+overview.png takes a run of `usdata demo` (two minutes on two cores). recipe-<name>.png are of the runs of seed 0 of
+benchmarks/learns.py (six minutes more); learns.png and loss-curves.png of docs/learns.json, which that script writes.
+With `--work` lakes and runs are kept and used again.
 """
 
 import argparse
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import numpy as np
 import torch
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
-from numpy.typing import NDArray
+from figures.curves import loss_curves, probes
+from figures.overview import overview
+from figures.recipes import PICTURES
+from figures.style import STYLE
+from matplotlib.figure import Figure
+from PIL import Image
 
 from pipelines.demo import run_demo
-from training.checkpoint import load_encoder
-from training.data import generator
+from usdata.files import read_json
 from usdata.lake import Lake
-from usdata.reader import ShardReader
-from usdata.sampling import sampling_plan
 
-OUT = Path(__file__).parent / "images" / "overview.png"
-OUTLINES = ("#f5a614", "#56b4e9", "#f0e442", "#2fc79a", "#e08fbd")  # Okabe and Ito, brightened
-GREY, BLUE, INK, SOFT = "#a9b0b4", "#0072b2", "#1a1c1e", "#5d6468"
-STYLE: dict[Any, Any] = {
-    "font.family": "DejaVu Sans",  # comes with matplotlib: the same on every machine
-    "font.size": 8,
-    "text.color": INK,
-    "axes.edgecolor": GREY,
-    "axes.labelcolor": SOFT,
-    "xtick.color": SOFT,
-    "ytick.color": INK,
-    "savefig.facecolor": "white",
-}
+DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent / "benchmarks"))
+import learns  # noqa: E402  (found through the line above)
+
+DPI = 150
+COLOURS = 256  # of the palette
+MANY_COLOURS = ("overview", "recipe-tusa")  # a palette would tint their greys
 
 
 def main() -> None:
-    """Run the demo, then draw."""
+    """Train what is missing, then draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="keep the lake and the run there")
-    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--work", type=Path, help="keep lakes and runs there")
+    parser.add_argument("--out", type=Path, default=DOCS / "images", help="folder of the pictures")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="names of pictures, without .png")
+    parser.add_argument("--steps", type=int, help="of each recipe's run, instead of its own number")
+    parser.add_argument("--images", type=int, default=2000, help="simulated ones in the lake of the recipes' runs")
     chosen = parser.parse_args()
+    torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder:
-        work = chosen.work or Path(folder)
-        run_demo(work)
-        with plt.rc_context(STYLE):
-            figure = overview(Lake(work / "lake"), work / "run")
-            chosen.out.parent.mkdir(parents=True, exist_ok=True)
-            figure.savefig(chosen.out, dpi=170, metadata={"Software": None})
-    print(chosen.out)
+        known = figures(chosen.work or Path(folder), chosen.steps, chosen.images)
+        if wrong := set(chosen.only or ()) - known.keys():
+            parser.error(f"no picture named {', '.join(sorted(wrong))}; there are {', '.join(known)}")
+        for name in chosen.only or known:
+            with plt.rc_context(STYLE):
+                save(known[name](), chosen.out / f"{name}.png")
+            print(chosen.out / f"{name}.png")
 
 
-def overview(lake: Lake, run: Path) -> Figure:
-    """Three panels: an image of each organ, the balanced draw plan, reconstructions."""
-    figure = plt.figure(figsize=(9.6, 5.5))
-    halves: Any = figure.subfigures(2, 1, height_ratios=(1.02, 2), hspace=0)
-    above, below = halves
-    left, right = below.subfigures(1, 2, width_ratios=(1.62, 1))
-    _organs(above, lake)
-    _balance(left, lake)
-    _reconstructions(right, lake, run)
-    return figure
+def figures(work: Path, steps: int | None, images: int) -> dict[str, Callable[[], Figure]]:
+    """Name of each picture -> what draws it; runs are trained when their picture is drawn."""
+    measured = DOCS / "learns.json"
+    made: dict[str, Callable[[], Figure]] = {
+        "overview": lambda: _overview(work / "demo"),
+        "learns": lambda: probes(read_json(measured)),
+        "loss-curves": lambda: loss_curves(read_json(measured)),
+    }
+
+    def of(name: str) -> Callable[[], Figure]:
+        def draw() -> Figure:
+            lake = learns.phantom_lake(work / "lake", images)
+            return PICTURES[name](lake, learns.UNSEEN, learns.trained(lake, work / "runs", name, 0, steps))
+
+        return draw
+
+    return {**made, **{f"recipe-{name}": of(name) for name in PICTURES}}
 
 
-def _title(panel: SubFigure, letter: str, text: str, y: float, x: float = 0.02) -> None:
-    panel.text(x, y, f"$\\bf{{{letter}}}$   {text}", size=9, va="top")
+def _overview(work: Path) -> Figure:
+    run_demo(work)
+    with plt.rc_context({"font.size": 8}):
+        return overview(Lake(work / "lake"), work / "run")
 
 
-def _pick(lake: Lake) -> tuple[list[str], NDArray[np.int64]]:
-    """An image of each organ, one with a mask; the fixed rule: the first by id that has the most mask classes."""
-    table = lake.cohort("all").table(["organ", "sample_id", "label", "has_mask"]).to_pylist()
-    best: dict[str, tuple[bool, str, int]] = {}
-    for row, fact in enumerate(table):
-        key = (fact["label"] not in ("normal", None), fact["sample_id"], row)
-        known = best.get(fact["organ"])
-        if known is None or key[0] > known[0] or (key[0] == known[0] and key[1] < known[1]):
-            best[fact["organ"]] = key
-    organs = sorted(best)
-    return organs, np.array([best[organ][2] for organ in organs], np.int64)
-
-
-def _organs(panel: SubFigure, lake: Lake) -> None:
-    organs, rows = _pick(lake)
-    reader = ShardReader(lake.cohort("all").index(mask=True))
-    images, (masks, _) = reader.images(rows), reader.masks(rows)
-    axes = panel.subplots(1, len(organs))
-    panel.subplots_adjust(0.02, 0.02, 0.985, 0.8, wspace=0.05)
-    for place, (axis, organ, image, mask) in enumerate(zip(axes, organs, images, masks, strict=True)):
-        _show(axis, image)
-        axis.set_title(organ.replace("_", " "), size=8, pad=3, color=SOFT)
-        if place % 2:
-            for k in np.unique(mask[mask > 0]).tolist():
-                axis.contour(mask == k, [0.5], colors=OUTLINES[(k - 1) % len(OUTLINES)], linewidths=1.1)
-    _title(panel, "a", "Simulated B-mode images with exact masks", 0.97)
-
-
-def _show(axis: Axes, image: NDArray[np.generic]) -> None:
-    axis.imshow(image, cmap="gray", vmin=0, vmax=1 if image.dtype.kind == "f" else 255, interpolation="antialiased")
-    axis.set_xticks([])
-    axis.set_yticks([])
-    axis.spines[:].set_visible(False)
-
-
-def _balance(panel: SubFigure, lake: Lake) -> None:
-    cohort = lake.cohort("all")
-    codes, names = cohort.groups("organ")
-    rows = sampling_plan(codes, names, gamma=0.5, draws=cohort.rows).rows()[::-1]
-    axis = panel.subplots()
-    panel.subplots_adjust(0.175, 0.115, 0.95, 0.9)
-    places = np.arange(len(rows))
-    axis.barh(places + 0.19, [100 * r["share"] for r in rows], 0.36, color=GREY, label="share of the images")
-    axis.barh(places - 0.19, [100 * r["expected"] for r in rows], 0.36, color=BLUE, label="share drawn (γ = 0.5)")
-    for place, row in zip(places, rows, strict=True):
-        axis.text(100 * row["share"] + 0.6, place + 0.19, f"{row['images']:,}", va="center", size=7, color=SOFT)
-        axis.text(100 * row["expected"] + 0.6, place - 0.19, f"{row['repeats']:.1f} × each", va="center", size=7)
-    axis.set_yticks(places, [row["group"].replace("_", " ") for row in rows])
-    axis.tick_params(length=0)
-    axis.spines[["top", "right", "left"]].set_visible(False)
-    axis.set_xlabel("per cent")
-    axis.legend(frameon=False, loc="lower right", fontsize=8)
-    _title(panel, "b", "Balanced draws: rare organs come more often", 0.975, 0.033)
-
-
-def _reconstructions(panel: SubFigure, lake: Lake, run: Path) -> None:
-    organs, rows = _pick(lake)
-    some = [organs.index(organ) for organ in ("breast", "fetal_head", "heart", "thyroid")]
-    images = ShardReader(lake.cohort("all").index()).images(rows[some])
-    recipe = load_encoder(run)
-    draws = recipe.draw(len(some), generator("figure", 0))
-    with torch.no_grad():
-        stages = recipe.pictures(torch.from_numpy(np.ascontiguousarray(images))[:, None], draws)
-    axes = panel.subplots(len(some), len(stages))
-    panel.subplots_adjust(0.02, 0.02, 0.96, 0.855, wspace=0.04, hspace=0.04)
-    for column, (name, pictures) in enumerate(stages.items()):
-        axes[0, column].set_title(name, size=8, pad=3, color=SOFT)
-        for axis, picture in zip(axes[:, column], pictures[:, 0].numpy(), strict=True):
-            _show(axis, picture)
-    _title(panel, "c", "D²MAE micro after a minute on two CPU cores", 0.975, 0.02)
+def save(figure: Figure, path: Path) -> None:
+    """Write a PNG, with a palette where that is enough, without the program's name."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=DPI, metadata={"Software": None})
+    plt.close(figure)
+    with Image.open(path) as drawn:
+        reduced = drawn.convert("RGB")
+        if path.stem not in MANY_COLOURS:
+            reduced = reduced.quantize(COLOURS, dither=Image.Dither.NONE)
+    reduced.save(path, optimize=True)
 
 
 if __name__ == "__main__":

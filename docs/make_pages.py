@@ -6,6 +6,7 @@
 import inspect
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ def pages() -> dict[str, str]:
         "datasets.md": NOTE + dataset_pages.index(),
         "settings.md": NOTE + _settings(),
         "catalog.md": NOTE + _catalog(),
-        "recipes.md": NOTE + recipe_pages.page(),
+        **{name: NOTE + text for name, text in recipe_pages.pages().items()},
         **{f"datasets/{name}.md": NOTE + dataset_pages.page(get_card(name)) for name in registered()},
     }
 
@@ -59,19 +60,25 @@ def _describe(command: Any, name: str, out: list[str]) -> None:
 def _settings() -> str:
     out = [
         "# Settings of a pretraining run\n",
-        "Later wins: the recipe's preset, then `--config FILE.yaml`, then each `--set key=value`. An unknown key is an "
-        "error with the nearest name. `ours` marks what the paper leaves open.\n",
+        "Later wins: the recipe's preset, then its `--variant`, then `--config FILE.yaml`, then each `--set key=value`."
+        " An unknown key is an error with the nearest name. `ours` marks what the paper leaves open.\n",
         "## Every recipe\n",
         _table(RunConfig),
     ]
     for name in registry.names():
         recipe, config = registry.get(name)
         out += [f"\n## {name}\n", _table(config), "\nPresets:\n"]
-        for preset, parts in recipe.presets.items():
-            values = {**parts["run"], **parts["recipe"]}
-            shown = ", ".join(f"`{key}={value}`" for key, value in values.items()) or "the defaults"
-            out.append(f"- **{preset}**: {shown}")
+        out += [f"- **{preset}**: {_changes(parts) or 'the defaults'}" for preset, parts in recipe.presets.items()]
+        out.append("\nVariants (`--variant`), with any preset:\n")
+        own, *others = getattr(recipe, "variants", {}).items()
+        out.append(f"- **{own[0]}**: the paper's own method, also without the option")
+        out += [f"- **{variant}**: {_changes(parts)}" for variant, parts in others]
     return "\n".join(out) + "\n"
+
+
+def _changes(parts: Mapping[str, Mapping[str, Any]]) -> str:
+    values = {**parts.get("run", {}), **parts.get("recipe", {})}
+    return ", ".join(f"`{key}={value}`" for key, value in values.items())
 
 
 def _table(model: type[BaseModel]) -> str:

@@ -115,3 +115,22 @@ def test_a_contender_with_batches_of_another_form_is_refused(source):
         check(source.images()[[3, 1, 2]].astype(np.float32), source, 3, "floats")
     with pytest.raises(ValueError, match="uint8"):
         check(source.images()[[3, 1]], source, 3, "a smaller batch")
+
+
+@pytest.mark.recipes
+@pytest.mark.parametrize("recipe", ["d2mae", "usfm", "tusa", "arl"])
+def test_the_plain_rival_of_a_recipe_has_its_parameters_and_its_losses(recipe, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    from eager.__main__ import check
+
+    found = check(recipe, "micro")  # raises if they differ, plain or with every remedy
+    assert found["eager"]["loss"] == pytest.approx(found["ours"]["loss"], rel=2e-4)
+
+
+@pytest.mark.recipes
+def test_the_benchmark_of_pretraining_prints_both_tables():
+    command = [sys.executable, BENCHMARKS / "pretrain.py", "--quick", "--recipes", "d2mae", "--threads", "1"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for start in ("d2mae | micro | 2 | usdata |", "d2mae | micro | 2 | eager |", "d2mae | (eager) |"):
+        line_of(done, start)

@@ -18,6 +18,19 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
 }
 """The rows of the paper's ablation table as overrides of the config, usable with every preset."""
 
+_MAE: Mapping[str, Any] = {  # ours: masked image modelling alone is trained as MAE was
+    "base_lr": 1.5e-4,
+    "betas": (0.9, 0.95),
+    "weight_decay": 0.05,
+    "weight_decay_end": None,
+    "warmup": 0.05,  # 40 of 800 epochs
+}
+NAMED_VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    name: {"recipe": VARIANTS[name], "run": _MAE if name.startswith("mim") and not VARIANTS[name]["acdt"] else {}}
+    for name in ("full", *sorted(VARIANTS.keys() - {"full"}))
+}
+"""`VARIANTS` as `--variant` reaches them: the method itself first, and what each changes in the trainer."""
+
 
 class ARLConfig(BaseModel):
     """Every switch of the paper's ablations. The summary names the losses and the block; all numbers are `ours`."""
@@ -75,7 +88,9 @@ class ARLConfig(BaseModel):
     # adversarial
     adv: bool = True
     adv_start: float = Field(default=0.02, ge=0, le=1)  # ours: share of the steps before the discriminator begins
-    adv_lambda: Literal["adaptive"] | float = "adaptive"  # ratio of gradient norms, or a number
+    # the ratio of two gradient norms, or a number. ours: of the gradients of the whole batch, over ranks and pieces, so
+    # that it does not depend on how the batch is cut; averaging the ranks' norms would
+    adv_lambda: Literal["adaptive"] | float = "adaptive"
     lambda_max: float = Field(default=1e4, gt=0)  # ours (VQGAN)
     lambda_eps: float = Field(default=1e-6, gt=0)  # ours
     disc_input: Literal["patch", "composite"] = "patch"  # ours; composite: the image with its rebuilt patches in place

@@ -3,13 +3,42 @@
 Views stand view by view in a batch: all first views, then all second ones, so `x.unflatten(0, (V, B))` splits them.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
+from training.arl_config import ARLConfig
 from training.masking import shuffle, visible_patches
 from training.models.vit import patchify, unpatchify
-from training.transforms import crop
+from training.transforms import crop, draw_crops
 from training.views import blur_each
+
+
+def draw_all(n: int, cfg: ARLConfig, patches: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The random numbers of a step on `n` images, as `ARL.draw` describes them; N = `patches` of a view."""
+    views = cfg.views
+    on: dict[str, Any] = {"generator": generator, "device": generator.device}
+    local = cfg.local_crops if cfg.sd else 0
+    boxes = draw_crops(n * views, cfg.source_size, generator, cfg.crop_area, cfg.crop_ratio)
+    drawn = {
+        "box": boxes.unflatten(0, (n, views)),
+        "flip": torch.rand(n, views, **on) < cfg.flip,
+        "noise": torch.rand(n, views, patches, **on),
+        "drop": torch.rand(n, **on) < cfg.cond_dropout,
+        "wrong": torch.randint(len(cfg.classes), (n,), **on),
+        "paths": torch.rand(n, views + local, cfg.depth, 2, **on),
+    }
+    if cfg.sd:
+        factors = 1 + cfg.photometric_range * (2 * torch.rand(n, views, 2, **on) - 1)
+        drawn["light"] = torch.where(torch.rand(n, views, 1, **on) < cfg.photometric, factors, 1.0)
+        low, high = cfg.blur_sigma
+        sigma = low + (high - low) * torch.rand(n, views, **on)
+        drawn["sigma"] = sigma * (torch.rand(n, views, **on) < cfg.blur)
+    if local:
+        boxes = draw_crops(n * local, cfg.source_size, generator, cfg.local_area, cfg.crop_ratio)
+        drawn |= {"local_box": boxes.unflatten(0, (n, local)), "local_flip": torch.rand(n, local, **on) < cfg.flip}
+    return drawn
 
 
 def by_view(values: Tensor) -> Tensor:

@@ -17,6 +17,11 @@ LakeOption = Annotated[
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object per line, for machines.")]
 CohortOption = Annotated[str, typer.Option("--cohort", help="SQL condition, saved name, or all.", metavar="EXPR")]
 DEFAULT_LAKE = "lake"
+VARIANT_HELP = (  # a test compares it with the recipes, which are not imported for it
+    "An ablation or baseline, with any preset. "
+    "arl: mim, mim_acdt, mim_acdt_adv, mim_natural; d2mae: deblurrmae, mae; "
+    "tusa: softmax, no_lpips, no_logit, no_contrast, no_entropy; usfm: woS, woF, inv_sqrt, masked_l1, vit."
+)
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
 downstream = typer.Typer(help="What an encoder is worth on a labelled cohort.", no_args_is_help=True)
@@ -29,7 +34,10 @@ def pretrain(
     cohort: CohortOption,
     out: Annotated[Path, typer.Option("--out", help="New folder for weights, log and checkpoint.", metavar="DIR")],
     preset: Annotated[str | None, typer.Option(help="micro (seconds), small (hours) or paper; default micro.")] = None,
-    config: Annotated[Path | None, typer.Option(help="YAML of settings over the preset.", metavar="FILE")] = None,
+    variant: Annotated[str | None, typer.Option(help=VARIANT_HELP, metavar="NAME")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML of settings over preset and variant.", metavar="FILE")
+    ] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="One setting, may repeat.", metavar="KEY=VALUE")
     ] = None,
@@ -46,7 +54,7 @@ def pretrain(
     from usdata.console import print_rows, say
     from usdata.lake import Lake
 
-    cfg = resolve(recipe, preset, config, set_ or [])
+    cfg = resolve(recipe, preset, config, set_ or [], variant)
     with Progress(cfg, quiet=json or not is_first()) as progress:
         result = run(Lake(lake).cohort(cohort), cfg, out, resume=resume, max_hours=max_hours, progress=progress.update)
     if not is_first():
@@ -76,29 +84,86 @@ def embed(
     cohort: CohortOption,
     out: Annotated[Path, typer.Option("-o", "--out", help="The Parquet file to write.", metavar="FILE")],
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 64,
-    use_columns: Annotated[
-        bool,
-        typer.Option("--use-columns", help="Give the encoder the columns it was trained with (ARL: organ)."),
-    ] = False,
+    condition: Annotated[
+        str | None,
+        typer.Option(help="What an ARL encoder is told of the organ: null, label, predict or wrong.", metavar="WHAT"),
+    ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     lake: LakeOption = DEFAULT_LAKE,
     json: JsonOption = False,
 ) -> None:
     """Features of every image of a cohort as Parquet, to be joined with the catalog by sample_id."""
-    from training.embed import embed_cohort
+    from training.embed import embed_cohort, joining_sql
     from usdata.console import print_rows, say
     from usdata.lake import Lake
 
     done = embed_cohort(
-        Lake(lake).cohort(cohort), encoder, out, batch_size=batch_size, device=device, use_columns=use_columns
+        Lake(lake).cohort(cohort), encoder, out, batch_size=batch_size, device=device, condition=condition
     )
     if json:
         print_rows([done.as_dict()], as_json=True)
         return
     say(
-        f"{out}: {done.rows:,} embeddings of {done.features} numbers, by the weights {done.weights_xxh[:8]}…",
-        f"  In SQL:  select * from '{out}' join samples using (sample_id)",
+        f"{out}: {done.rows:,} embeddings of {done.features} numbers, by the weights {done.weights_xxh[:8]}… with "
+        f"condition {done.condition} ({done.speed:,.0f} images/s)",
+        f"  In SQL:  {joining_sql(out, lake)}",
     )
+
+
+@app.command()
+def obs(
+    encoder: Annotated[Path, typer.Option("--encoder", help="The --out of a run of d2mae.", metavar="DIR")],
+    cohort: CohortOption,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Parquet table to write.", metavar="FILE")] = None,
+    step: Annotated[int | None, typer.Option(help="Every how many levels; default: the run's (2).", min=1)] = None,
+    criterion: Annotated[
+        str | None, typer.Option(help="abs, or rel: over the error of doing nothing; default: the run's (abs).")
+    ] = None,
+    mask_ratio: Annotated[float | None, typer.Option(help="Audit: hide this share of the patches.", min=0)] = None,
+    masks: Annotated[int | None, typer.Option(help="Masks to average over, with --mask-ratio.", min=1)] = None,
+    cache: Annotated[
+        Path | None, typer.Option(help="What is known of each image; default: obs in --encoder.", metavar="DIR")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time, each at every level.", min=1)] = 32,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    lake: LakeOption = DEFAULT_LAKE,
+    json: JsonOption = False,
+) -> None:
+    """How much to blur each image before fine-tuning (D2MAE's optimal blurriness search), without labels."""
+    from training.obs_cohort import image_bar, search_cohort
+    from usdata.console import print_rows, say
+    from usdata.lake import Lake
+
+    chosen = {"obs_step": step, "obs_criterion": criterion, "obs_mask_ratio": mask_ratio, "obs_masks": masks}
+    settings = {key: value for key, value in chosen.items() if value is not None}
+    images = Lake(lake).cohort(cohort)
+    with image_bar(images.rows, quiet=json) as progress:
+        found = search_cohort(
+            images,
+            encoder,
+            out,
+            settings=settings,
+            cache=cache,
+            batch_size=batch_size,
+            device=device,
+            progress=progress,
+        )
+    if json:
+        print_rows([found.as_dict()], as_json=True)
+    else:
+        print_rows(found.table(), as_json=False)
+        say(f"{found.rows:,} images: {found.computed:,} searched, {found.cached:,} from the cache {found.cache}")
+        if found.path:
+            say(f"  In SQL:  select * from '{found.path}' join samples using (sample_id)")
+    if len(found.sigmas) == 1:
+        say("  The model knows one level only: there was nothing to choose.")
+    if found.collapsed:
+        sigma = found.sigmas[found.level]
+        say(
+            f"usdata: Warning: {found.share:.1%} of the images share level {found.level} (sigma {sigma:g}); the search "
+            "has told next to nothing about them.",
+            "  Compare:  --criterion rel   or   --mask-ratio 0.75 --masks 4   or fine-tune without: finetune_blur=none",
+        )
 
 
 @downstream.command("probe")
@@ -111,16 +176,25 @@ def probe(
     split: Annotated[
         bool, typer.Option("--split", help="Test on the lake's own split (usdata split) instead of the probe's folds.")
     ] = False,
+    condition: Annotated[
+        str | None,
+        typer.Option(
+            help="What an ARL encoder is told of the organ: null, label, predict, wrong; all: side by side.",
+            metavar="WHAT",
+        ),
+    ] = None,
     lake: LakeOption = DEFAULT_LAKE,
     json: JsonOption = False,
 ) -> None:
     """Linear probe and kNN beside a random encoder, thumbnails and the majority class, with 95 % intervals."""
     from training import model_card
-    from training.downstream.classify import probe_cohort, rows_of
+    from training.downstream.classify import could_be_told, probe_cohort, rows_of
     from usdata.console import print_rows, say
     from usdata.lake import Lake
 
-    result = probe_cohort(Lake(lake).cohort(cohort), encoder, label=label, out=out, seed=seed, by_split=split)
+    result = probe_cohort(
+        Lake(lake).cohort(cohort), encoder, label=label, out=out, seed=seed, by_split=split, condition=condition
+    )
     if (encoder / "config.json").is_file():
         model_card.refresh(encoder)
     if json:
@@ -133,6 +207,8 @@ def probe(
         f"{'the split' if split else 'folds'} of {result['folds']}; {result['tested']:,} images tested; "
         f"{result['left_out']:,} images without {result['label']} left out.",
         *([f"{result['leaking']:,} groups leak from training to test."] if result["leaking"] else []),
+        *([f"Without {', '.join(result['circular'])}: they tell the answer."] if result["circular"] else []),
+        *(["Told the organ as well, rightly and wrongly:  --condition all"] if could_be_told(result) else []),
         f"Written to {out or encoder / 'scores.json'}",
     )
 

@@ -1,15 +1,15 @@
-"""What a run is: `RunConfig`, and how preset, YAML file and `--set key=value` become one.
+"""What a run is: `RunConfig`, and how preset, variant, YAML file and `--set key=value` become one.
 
-Later wins: the recipe's preset, then the file, then each `--set` in order. A key is a field of `RunConfig`
+Later wins: the recipe's preset, its variant, then the file, then each `--set` in order. A key is a field of `RunConfig`
 (`steps`), or a field of the recipe's own config, bare (`mask_ratio`) or in full (`recipe_config.mask_ratio`).
 Nothing unknown is ignored: a key that nobody has is an error with the nearest name.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -18,6 +18,10 @@ from training.recipes import registry
 from usdata.errors import ConfigError, nearest
 
 M = TypeVar("M", bound=BaseModel)
+
+_BY_OPTION = frozenset({"recipe", "preset", "variant"})
+_YAML_HINT = "Write lines such as:  steps: 1000"
+_COMPLETE = "\0complete"  # among the values of a file: it is a run's config.json
 
 # These do not touch the weights, so a run may be resumed with other values of them.
 FREE_ON_RESUME = frozenset(
@@ -38,6 +42,10 @@ FREE_ON_RESUME = frozenset(
 )
 
 
+# Free on resume too, where the run was stopped by a number that is not finite.
+MAY_CURE = frozenset({"lr", "base_lr", "min_lr", "clip_grad", "precision"})
+
+
 class RunConfig(BaseModel):
     """Everything that decides a pretraining run, but the cohort and the place it writes to.
 
@@ -48,6 +56,7 @@ class RunConfig(BaseModel):
 
     recipe: str
     preset: str
+    variant: str | None = None  # an ablation or baseline of the recipe, by name; None: the paper's own method
     seed: int = Field(0, ge=0)  # of the weights, the order of the images, and every draw
 
     steps: int = Field(gt=0)  # optimiser steps; epochs are only counted, never set
@@ -90,7 +99,10 @@ class RunConfig(BaseModel):
     @model_validator(mode="after")
     def _sizes_fit(self) -> "RunConfig":
         if self.batch_size % self.accumulate:
-            raise ValueError(f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}")
+            fits = max(1, self.batch_size // self.accumulate) * self.accumulate
+            raise ValueError(
+                f"batch_size {self.batch_size} is not a multiple of accumulate {self.accumulate}, but {fits} is"
+            )
         if self.min_lr > self.peak_lr:
             raise ValueError(f"min_lr {self.min_lr} is above the peak learning rate {self.peak_lr}")
         if self.weight_decay_end is not None and not self.weight_decay:
@@ -110,7 +122,10 @@ class RunConfig(BaseModel):
     @property
     def hash(self) -> str:
         """16 hex digits that change with any value; key order and machine do not matter."""
-        canonical = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        values = self.model_dump(mode="json")
+        if values["variant"] is None:  # runs older than the variants keep their hash
+            del values["variant"]
+        canonical = json.dumps(values, sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
 
 
@@ -123,33 +138,54 @@ def presets(recipe: str) -> dict[str, dict[str, dict[str, Any]]]:
     return dict(registry.get(recipe)[0].presets)
 
 
-def resolve(recipe: str, preset: str | None = None, file: Path | None = None, sets: Sequence[str] = ()) -> RunConfig:
-    """Preset, then file, then settings, checked and complete.
+def variants(recipe: str) -> dict[str, dict[str, dict[str, Any]]]:
+    """The variants of a recipe, in the form of `presets`; the first is the paper's own method and changes nothing.
+
+    Raises:
+        ConfigError: no recipe of that name.
+    """
+    return dict(getattr(registry.get(recipe)[0], "variants", {}))
+
+
+def resolve(
+    recipe: str,
+    preset: str | None = None,
+    file: Path | None = None,
+    sets: Sequence[str] = (),
+    variant: str | None = None,
+) -> RunConfig:
+    """Preset, variant, file and settings, later ones over earlier ones, checked and complete.
 
     Args:
         recipe: name of a registered recipe.
         preset: name of one of its presets; None: the file's, else "micro".
         file: YAML or JSON mapping of `RunConfig` fields; the `config.json` of an earlier run is one too.
         sets: "key=value" each, the value as YAML writes it (`0.5`, `true`, `[1, 2]`, `null`).
+        variant: name of one of its variants, usable with every preset; None: the file's, else the paper's own method,
+            which the result calls None too.
 
     Raises:
-        ConfigError: unknown recipe, preset or key (with the nearest), or a value out of range.
+        ConfigError: unknown recipe, preset, variant or key (with the nearest), or a value out of range; a run's
+            `config.json` with another preset or variant than its own.
     """
-    known = presets(recipe)
     from_file = _read(file, recipe) if file else {}
-    preset = preset or str(from_file.get("preset", "micro"))
-    if preset not in known:
-        raise ConfigError(
-            f"Recipe {recipe!r} has no preset {preset!r}.{nearest(preset, known)}", hint=f"Presets: {', '.join(known)}"
-        )
+    given = {"preset": preset, "variant": variant}
+    if file and from_file.pop(_COMPLETE, False):
+        _refuse_to_relabel(file, from_file, given)
+    preset, changes = _named(recipe, "preset", preset or from_file.get("preset") or "micro", presets(recipe))
+    named = variant or from_file.get("variant")
+    known = variants(recipe)
+    variant, over = _named(recipe, "variant", named, known) if named is not None else (None, {})
     values: dict[str, Any] = {"recipe_config": {}}
-    _overlay(values, known[preset].get("run", {}), recipe)
-    _overlay(values, {"recipe_config": known[preset].get("recipe", {})}, recipe)
-    _overlay(values, {k: v for k, v in from_file.items() if k not in ("recipe", "preset")}, recipe)
+    for parts in (changes, over):
+        _overlay(values, parts.get("run", {}), recipe)
+        _overlay(values, {"recipe_config": parts.get("recipe", {})}, recipe)
+    _overlay(values, {k: v for k, v in from_file.items() if k not in _BY_OPTION}, recipe)
     for text in sets:
         _overlay(values, _setting(text), recipe)
     values["recipe_config"] = recipe_config(recipe, values["recipe_config"]).model_dump(mode="json")
-    return _validated(RunConfig, {**values, "recipe": recipe, "preset": preset}, "run")
+    variant = None if variant == next(iter(known), None) else variant
+    return _validated(RunConfig, {**values, "recipe": recipe, "preset": preset, "variant": variant}, "run")
 
 
 def recipe_config(recipe: str, values: Mapping[str, Any]) -> BaseModel:
@@ -158,7 +194,43 @@ def recipe_config(recipe: str, values: Mapping[str, Any]) -> BaseModel:
     Raises:
         ConfigError: unknown recipe or key, or a value out of range.
     """
-    return _validated(registry.get(recipe)[1], dict(values), f"recipe {recipe}")
+    model = registry.get(recipe)[1]
+    words = {key for key, field in model.model_fields.items() if "null" in get_args(field.annotation)}
+    given = {key: "null" if value is None and key in words else value for key, value in values.items()}
+    return _validated(model, given, f"recipe {recipe}")  # YAML takes the word null for nothing
+
+
+def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Set[str] = frozenset()) -> list[str]:
+    """What tells two dumped configs apart: "steps was 12, now 13"; of nested mappings only the keys that differ."""
+    if then.get("recipe") != now.get("recipe"):  # the rest then differs too, and is no help
+        return [f"recipe was {then.get('recipe')!r}, now {now.get('recipe')!r}"]
+    found = []
+    for key in sorted((now.keys() | then.keys()) - free):
+        before, after = then.get(key), now.get(key)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            other = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+            before, after = ({name: side.get(name) for name in other} for side in (before, after))
+        if before != after:
+            found.append(f"{key} was {before!r}, now {after!r}")
+    return found
+
+
+def _named(recipe: str, kind: str, name: Any, known: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]]:
+    if not isinstance(name, str) or name not in known:
+        choices = f"{kind.capitalize()}s: {', '.join(known)}" if known else f"It has no {kind}s at all."
+        raise ConfigError(f"Recipe {recipe!r} has no {kind} {name!r}.{nearest(str(name), known)}", hint=choices)
+    return name, known[name]
+
+
+def _refuse_to_relabel(file: Path, from_file: Mapping[str, Any], given: Mapping[str, str | None]) -> None:
+    """A run's config.json sets every key, so another preset or variant would change its name and nothing else."""
+    for kind, name in given.items():
+        if name is not None and name != from_file.get(kind):
+            raise ConfigError(
+                f"{file} is the whole config of a run with {kind} {from_file.get(kind)!r}; {name!r} would change none "
+                "of its values.",
+                hint=f"Leave --{kind} out, or write a file of only the keys that you change.",
+            )
 
 
 def _validated(model: type[M], values: dict[str, Any], what: str) -> M:
@@ -169,11 +241,27 @@ def _validated(model: type[M], values: dict[str, Any], what: str) -> M:
         for e in error.errors():
             key = ".".join(str(part) for part in e["loc"])
             if e["type"] == "extra_forbidden":
-                lines.append(f"no key {key!r}.{nearest(key, model.model_fields)}")
+                lines.append(f"no key {key!r}.{_nearest_key(model, e['loc'])}")
             else:
                 message = e["msg"].removeprefix("Value error, ")
+                if e["type"] == "multiple_of" and isinstance(e["input"], int):
+                    unit = e["ctx"]["multiple_of"]
+                    message += f", e.g. {max(1, round(e['input'] / unit)) * unit}"
                 lines.append(f"{key} = {e['input']!r}: {message}" if key else message)
-        raise ConfigError(f"The {what} config is wrong: {'; '.join(lines)}") from error
+        raise ConfigError(
+            f"The {what} config is wrong: {'; '.join(lines)}.",
+            hint="Change it in the --config file, or by  --set KEY=VALUE   What each key means: docs/settings.md",
+        ) from error
+
+
+def _nearest_key(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
+    """The nearest key beside the one at `path`, which may lie in a mapping of a mapping."""
+    for part in path[:-1]:
+        inner = model.model_fields[str(part)].annotation
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return ""
+        model = inner
+    return nearest(str(path[-1]), model.model_fields)
 
 
 def _read(file: Path, recipe: str) -> dict[str, Any]:
@@ -181,12 +269,16 @@ def _read(file: Path, recipe: str) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"Cannot read the config file {file}: {error.strerror}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{file} is not YAML: {error}") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{file} is no text in UTF-8: {error.reason}.", hint=_YAML_HINT) from error
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        line = "" if place is None else f" (line {place.line + 1}: {getattr(error, 'problem', '')})"
+        raise ConfigError(f"{file} is not YAML{line}.", hint=_YAML_HINT) from error
     if not isinstance(content, dict):
-        raise ConfigError(f"{file} holds no mapping of keys to values.", hint="Write lines such as:  steps: 1000")
+        raise ConfigError(f"{file} holds no mapping of keys to values.", hint=_YAML_HINT)
     if isinstance(content.get("config"), dict):  # the config.json of a run wraps it in facts about that run
-        content = content["config"]
+        content = {**content["config"], _COMPLETE: True}
     if content.get("recipe", recipe) != recipe:
         raise ConfigError(f"{file} is for recipe {content['recipe']!r}, not {recipe!r}.")
     return content
@@ -208,7 +300,7 @@ def _setting(text: str) -> dict[str, Any]:
 def _overlay(values: dict[str, Any], changes: Mapping[str, Any], recipe: str) -> None:
     """Put `changes` over `values` in place; bare keys of the recipe's config find their way there."""
     own = registry.get(recipe)[1].model_fields
-    run = RunConfig.model_fields.keys() - {"recipe", "preset"}
+    run = RunConfig.model_fields.keys() - _BY_OPTION
     for key, value in changes.items():
         if key == "recipe_config":
             if not isinstance(value, Mapping):
@@ -217,8 +309,8 @@ def _overlay(values: dict[str, Any], changes: Mapping[str, Any], recipe: str) ->
                 if name not in own:
                     raise ConfigError(f"Recipe {recipe!r} has no key {name!r}.{nearest(str(name), own)}")
                 _merge(values["recipe_config"], name, inner)
-        elif key in ("recipe", "preset"):
-            raise ConfigError(f"{key!r} can't be set: choose it by RECIPE and --preset.")
+        elif key in _BY_OPTION:
+            raise ConfigError(f"{key!r} can't be set: choose it by RECIPE, --preset and --variant.")
         elif key in run:
             values[key] = value
         elif key in own:

@@ -1,11 +1,15 @@
 """One process or many: `World` hides which. Under torchrun every rank runs the same `pretrain` call."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -13,6 +17,10 @@ from torch import Tensor
 
 from usdata.errors import ConfigError, UsdataError
 
+T = TypeVar("T")
+
+_ALIVE, _DONE, _FAILED = (f"usdata/{word}" for word in ("alive", "done", "failed"))  # counters in the store
+_ENDED = -2  # of the signs, which count from 0
 _LOST = ("gloo", "nccl", "timed out", "timeout", "connection", "socket")  # words in messages of a broken group
 
 
@@ -23,6 +31,7 @@ class World:
     rank: int
     size: int
     device: torch.device
+    signs: "Signs | None" = None  # how the others know that the first is alive; None: in a group of the caller's making
 
     @property
     def first(self) -> bool:
@@ -54,6 +63,99 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def first_does(self, work: Callable[[], T]) -> T | None:
+        """Run `work` on the first rank while the others wait, however long it takes; its result, there only.
+
+        The group's timeout does not count meanwhile: the first rank gives signs of life, and the others give up when
+        these stay away for that long, or when `work` fails. In a group that the caller made, its timeout counts.
+
+        Raises:
+            dist.DistError: on the others, if the first rank failed or is silent.
+        """
+        if self.size == 1:
+            return work()
+        found = None
+        if self.signs is None:
+            found = work() if self.first else None
+        elif self.first:
+            with self.signs.given():
+                found = work()
+        else:
+            self.signs.awaited()
+        self.wait()
+        return found
+
+
+class Signs:
+    """Signs of life of the first rank, in the store through which the ranks found each other.
+
+    Args:
+        store: shared by all ranks.
+        patience: seconds without a sign after which the first rank counts as lost.
+    """
+
+    def __init__(self, store: dist.Store, patience: float) -> None:
+        self.store, self.patience, self.times = store, patience, 0
+
+    @contextmanager
+    def given(self) -> Iterator[None]:
+        """On the first rank, around its work: a sign every quarter of the patience, and the end of the work."""
+        done = threading.Event()
+        thread = threading.Thread(target=self._give, args=[done], daemon=True)
+        thread.start()
+        ended = _FAILED
+        try:
+            yield
+            ended = _DONE
+        finally:
+            done.set()
+            thread.join()
+            with suppress(dist.DistError):  # nobody is left to be told
+                self.store.add(ended, 1)
+
+    def _give(self, done: threading.Event) -> None:
+        with suppress(dist.DistError):  # the main thread will notice at its next meeting with the others
+            while not done.wait(min(self.patience / 4, 10.0)):
+                self.store.add(_ALIVE, 1)
+
+    def awaited(self) -> None:
+        """On the others: return when the work is done.
+
+        Raises:
+            dist.DistError: it failed, or there was no sign for too long.
+        """
+        self.times += 1
+        seen = queue.SimpleQueue[int | dist.DistError]()
+        threading.Thread(target=self._watch, args=[self.times, seen], daemon=True).start()
+        last, since = -1, time.monotonic()
+        while (sign := self._next(seen)) != _ENDED:
+            if isinstance(sign, dist.DistError):
+                raise sign
+            if sign not in (None, last):
+                last, since = sign, time.monotonic()
+            elif time.monotonic() - since > self.patience:
+                raise dist.DistError(f"timed out: no sign of life of the first rank for {self.patience:g} s")
+
+    def _next(self, seen: "queue.SimpleQueue[int | dist.DistError]") -> int | dist.DistError | None:
+        try:
+            return seen.get(timeout=self.patience / 4)
+        except queue.Empty:
+            return None
+
+    def _watch(self, times: int, seen: "queue.SimpleQueue[int | dist.DistError]") -> None:
+        """In a thread, as the store may be the first rank's own and never answer: its signs, then the end."""
+        pause = 0.001
+        try:
+            while self.store.add(_DONE, 0) < times:
+                if self.store.add(_FAILED, 0):
+                    raise dist.DistError("the first rank failed")
+                seen.put(self.store.add(_ALIVE, 0))
+                time.sleep(pause)
+                pause = min(2 * pause, 0.1, self.patience / 4)
+            seen.put(_ENDED)
+        except dist.DistError as error:
+            seen.put(error)
+
 
 def is_first() -> bool:
     """Whether this process is the one that talks; true without torchrun."""
@@ -71,6 +173,34 @@ def mean_over_ranks(values: Tensor) -> Tensor:
     values = values.clone()
     dist.all_reduce(values, op=dist.ReduceOp.SUM)
     return values / dist.get_world_size()
+
+
+def gather_ranks(x: Tensor) -> Tensor:
+    """Rows of all ranks, (n, ...) -> (ranks * n, ...), with gradients; `x` itself without torchrun.
+
+    A loss that looks across the batch is then the same on every rank, and DDP's mean of the gradients is exactly
+    the gradient of the loss of the whole batch.
+    """
+    if not dist.is_initialized() or dist.get_world_size() == 1:
+        return x
+    out: Tensor = _GatherRanks.apply(x)
+    return out
+
+
+class _GatherRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.rows = len(x)
+        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        total = grads[0].contiguous().clone()
+        dist.all_reduce(total)  # every rank's loss depends on these rows
+        start = dist.get_rank() * ctx.rows
+        return total[start : start + ctx.rows]
 
 
 @contextmanager
@@ -115,8 +245,11 @@ def world(device: str = "auto", timeout: float = 1800.0) -> Iterator[World]:
         return
     if place.type == "cuda":
         torch.cuda.set_device(place)
+    patience = timedelta(seconds=timeout)
     try:
-        dist.init_process_group("nccl" if place.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout))
+        store: dist.Store = next(dist.rendezvous("env://", rank, size, timeout=patience))[0]
+        backend, shared = "nccl" if place.type == "cuda" else "gloo", dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=shared, rank=rank, world_size=size, timeout=patience)
     except dist.DistError as error:
         raise UsdataError(
             f"Rank {rank} of {size} did not find the others within {timeout:g} s.",
@@ -124,7 +257,7 @@ def world(device: str = "auto", timeout: float = 1800.0) -> Iterator[World]:
             hint="Start all ranks together:  torchrun --nproc_per_node=N -m training.cli pretrain ...",
         ) from error
     try:
-        yield World(rank, size, place)
+        yield World(rank, size, place, Signs(store, timeout))
     finally:
         dist.destroy_process_group()
 

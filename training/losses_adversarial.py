@@ -4,6 +4,7 @@ Source: ARL (ICLR 2026) for L_MIM, L_adv, lambda and L_SD; what its summary leav
 of lambda, the clamp), DINO's (centre, temperatures), and is `ours` where the config says so.
 """
 
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -66,6 +67,25 @@ def adaptive_lambda(mim_gradient: Tensor, adv_gradient: Tensor, eps: float = 1e-
     with torch.no_grad():
         ratio = mim_gradient.float().norm() / (adv_gradient.float().norm() + eps)
         return torch.nan_to_num(ratio, nan=0.0, posinf=0.0).clamp(0.0, highest)
+
+
+def pixel_gradients(
+    judge: Callable[[Tensor], Tensor], pred: Tensor, target: Tensor, reduction: Reduction = "sum"
+) -> tuple[Tensor, Tensor, Tensor]:
+    """L_adv, and both gradients at the predicted pixels: dL_MIM / dpred and dL_adv / dpred. All without gradient.
+
+    Args:
+        judge: pixels (B, M, P) -> the discriminator's logits; its own weights get no gradient here.
+        pred, target, reduction: as of `mim_loss`.
+
+    Returns:
+        Scalar, (B, M, P) and (B, M, P), float32.
+    """
+    with torch.enable_grad():
+        leaf = pred.detach().float().requires_grad_()
+        adv = generator_loss(judge(leaf))
+        (d_adv,) = torch.autograd.grad(adv, leaf)
+    return adv.detach(), mim_gradient(pred.detach(), target, reduction), d_adv
 
 
 def layer_gradient(gradient: Tensor, inputs: Tensor) -> Tensor:

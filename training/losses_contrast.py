@@ -8,7 +8,6 @@ import math
 from typing import Any, Literal
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -186,31 +185,3 @@ def perceptual_distance(a: Tensor, b: Tensor) -> Tensor:
         return x / (x.square().sum(-1, keepdim=True) + 1e-10).sqrt()
 
     return (unit(a) - unit(b)).square().sum(-1).mean()
-
-
-def gather_ranks(x: Tensor) -> Tensor:
-    """Rows of all ranks, (n, ...) -> (ranks * n, ...), with gradients; `x` itself without torchrun.
-
-    A loss that looks across the batch is then the same on every rank, and DDP's mean of the gradients is exactly
-    the gradient of the loss of the whole batch.
-    """
-    if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return x
-    out: Tensor = _GatherRanks.apply(x)
-    return out
-
-
-class _GatherRanks(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.rows = len(x)
-        parts = [torch.empty_like(x) for _ in range(dist.get_world_size())]
-        dist.all_gather(parts, x.contiguous())
-        return torch.cat(parts)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total)  # every rank's loss depends on these rows
-        start = dist.get_rank() * ctx.rows
-        return total[start : start + ctx.rows]

@@ -1,5 +1,6 @@
-"""Scores of classifiers, and how sure one may be of them."""
+"""Scores of classifiers and of segmentations, and how sure one may be of them."""
 
+import warnings
 from collections.abc import Sequence
 from typing import Literal
 
@@ -89,6 +90,65 @@ def t_test(first: Sequence[float], second: Sequence[float], kind: Literal["paire
     if len(a) != len(b):
         raise ConfigError(f"A paired test needs as many runs of both methods, not {len(a)} and {len(b)}.")
     return 1.0 if np.array_equal(a, b) else float(stats.ttest_rel(a, b).pvalue)
+
+
+def segmentation_scores(truth: ArrayLike, predicted: ArrayLike, classes: int = 2) -> dict[str, float]:
+    """Dice, IoU, sensitivity, accuracy and HD95 of one image's mask; class 0 is background and no structure.
+
+    Each is computed per foreground class and then averaged over those classes. A class in neither mask: Dice and IoU 1,
+    HD95 0, no sensitivity. A class in one mask only: HD95 is the image's longer side. Average over images afterwards.
+
+    Args:
+        truth, predicted: (H, W) class indices 0 ... classes - 1, of any integer type or bool; never written to.
+        classes: how many, background included.
+
+    Returns:
+        "dice", "iou", "sensitivity" (NaN if no class is there), "accuracy" in [0, 1]; "hd95" in pixels of these masks:
+        the larger of the two directed 95th percentiles of Euclidean distances from border to border; "one_empty", how
+        many classes were in one mask only.
+
+    Raises:
+        ConfigError: not two masks of one shape, an index out of range, or no foreground class.
+
+    Source: USFM (Jiao et al., 2024), metrics; distances by MONAI's `compute_hausdorff_distance`. How empty masks count
+        is ours (TinyUSFM's code: the image's side).
+    """
+    y, p = np.asarray(truth), np.asarray(predicted)
+    if y.ndim != 2 or y.shape != p.shape or not y.size:
+        raise ConfigError(f"Segmentation needs two masks of one shape (H, W), not {p.shape} for {y.shape}.")
+    if classes < 2 or min(y.min(), p.min()) < 0 or max(y.max(), p.max()) >= classes:
+        raise ConfigError(f"Masks of {classes} classes hold 0 ... {classes - 1}, not {p.max()} for {y.max()}.")
+    each = [_mask_scores(y == c, p == c) for c in range(1, classes)]
+    scores = {name: float(np.mean([one[name] for one in each])) for name in ("dice", "iou", "accuracy", "hd95")}
+    found = [one["sensitivity"] for one in each if not np.isnan(one["sensitivity"])]
+    scores["sensitivity"] = float(np.mean(found)) if found else float("nan")
+    return {**scores, "one_empty": float(sum(one["one_empty"] for one in each))}
+
+
+def _mask_scores(y: NDArray[np.bool_], p: NDArray[np.bool_]) -> dict[str, float]:
+    """The same of one structure: two bool masks."""
+    hit, both, there = int((y & p).sum()), int(y.sum() + p.sum()), int(y.sum())
+    empty = both == 0
+    return {
+        "dice": 1.0 if empty else 2 * hit / both,
+        "iou": 1.0 if empty else hit / (both - hit),
+        "sensitivity": hit / there if there else float("nan"),
+        "accuracy": float((y == p).mean()),
+        "hd95": _hd95(y, p),
+        "one_empty": float(y.any() != p.any()),
+    }
+
+
+def _hd95(y: NDArray[np.bool_], p: NDArray[np.bool_]) -> float:
+    if not (y.any() and p.any()):  # MONAI gives NaN
+        return float(max(y.shape)) if y.any() or p.any() else 0.0
+    import torch
+    from monai.metrics import compute_hausdorff_distance  # slow to import, and for masks only
+
+    pair = [torch.from_numpy(mask.astype(np.float32))[None, None] for mask in (p, y)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # MONAI warns of an argument that it gives itself
+        return float(compute_hausdorff_distance(pair[0], pair[1], include_background=True, percentile=95))
 
 
 def _pair(truth: ArrayLike, predicted: ArrayLike) -> tuple[NDArray[np.generic], NDArray[np.generic]]:

@@ -4,16 +4,19 @@ In Hugging Face's format: a YAML head that its hub reads, then text. The card is
 (config.json, the weights' metadata, log.jsonl, scores*.json), so it can be made again whenever one of them changes.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from training.checkpoint import facts_of
+from training.checkpoint import encoder_facts, facts_of
+from training.model_card_code import foreign_code, own_code
+from training.run_folder import explain_disk
 from training.runlog import read
 from usdata.errors import UsdataError
-from usdata.files import explain_os_errors, read_json, replacing
+from usdata.files import read_json, replacing
 from usdata.rights import Rights, is_stated
 
 #: Names of licences on the hub; anything else is "other"
@@ -44,7 +47,7 @@ def refresh(out: Path | str) -> Path:
     """
     path = Path(out) / "README.md"
     text = card(Path(out))
-    with explain_os_errors(path, step="model card"), replacing(path) as file:
+    with explain_disk(path, step="model card"), replacing(path) as file:
         file.write(text.encode())
     return path
 
@@ -64,7 +67,9 @@ def card(out: Path) -> str:
     parts = [
         _head(run, rights, scores),
         _title(run, facts),
-        _loading(run["config"]["recipe"], _timm(out)),
+        _intended(),
+        _loading(run, encoder_facts(out) if (out / "encoder.safetensors").is_file() else {}),
+        _conditions(facts),
         _data(run, rights),
         _terms(rights),
         _training(run, facts, out),
@@ -95,17 +100,6 @@ def hub_licence(rights: Sequence[Rights]) -> str:
     return HUB_LICENCES.get(names.pop(), "other") if len(names) == 1 else "other"
 
 
-def _timm(out: Path) -> bool:
-    """Whether timm loads the exported encoder."""
-    from safetensors import safe_open
-
-    path = out / "encoder.safetensors"
-    if not path.is_file():
-        return False
-    with safe_open(path, framework="pt") as file:
-        return (file.metadata() or {}).get("model_name", "null") not in ("null", "")
-
-
 def _head(run: dict[str, Any], rights: Sequence[Rights], scores: Mapping[str, Any]) -> str:
     recipe, licence = run["config"]["recipe"], hub_licence(rights)
     head: dict[str, Any] = {
@@ -127,9 +121,10 @@ def _head(run: dict[str, Any], rights: Sequence[Rights], scores: Mapping[str, An
 def _results(found: dict[str, Any]) -> list[dict[str, Any]]:
     """The trained encoder's numbers in the hub's form; [] for scores of another kind."""
     lines = [line for line in found.get("scores", []) if line.get("encoder") == "trained"]
+    label, told = found.get("label"), _told(found)
     return [
         {
-            "task": {"type": "image-classification", "name": f"{found.get('label')}, {line.get('method')}"},
+            "task": {"type": "image-classification", "name": f"{label}, {line.get('method')}{told}"},
             "dataset": {"type": "usdata", "name": found.get("cohort", {}).get("sql", "unknown")},
             "metrics": [
                 {"type": hub, "value": round(line[ours]["value"], 4)}
@@ -142,40 +137,78 @@ def _results(found: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _title(run: dict[str, Any], facts: Mapping[str, str]) -> str:
-    config = run["config"]
+    config, sets = run["config"], len(run.get("datasets", []))
+    labels = "with their organs and no other label," if len(_known(facts)) > 1 else "without labels"
     return (
         f"# {config['recipe']} ({config['preset']}) for ultrasound\n\n"
-        f"An encoder of ultrasound images, pretrained without labels by the recipe `{config['recipe']}`: "
+        f"An encoder of ultrasound images, pretrained {labels} by the recipe `{config['recipe']}`: "
         f"{int(facts.get('steps', '0')):,} of {config['steps']:,} steps on {run['rows']:,} images of "
-        f"{len(run.get('datasets', []))} data sets.\n"
+        f"{sets} data set{'' if sets == 1 else 's'}.\n"
     )
 
 
-def _loading(recipe: str, timm: bool) -> str:
-    text = (
-        "## Use\n\n```python\nfrom training.checkpoint import load_encoder\n\n"
-        'encoder = load_encoder("DIR")  # this folder\n'
-        "features = encoder.encode(images)  # uint8 (B, 1, 256, 256) -> float32 (B, D)\n```\n"
-    )
-    if not timm:
-        return text
+def _intended() -> str:
     return (
-        text + "\nOr with timm alone, without this package:\n\n```python\nimport json\n\nimport timm\n"
-        "from safetensors import safe_open\n\n"
-        'with safe_open("DIR/encoder.safetensors", framework="pt") as file:\n    facts = file.metadata()\n'
-        'model = timm.create_model(facts["model_name"], **json.loads(facts["model_args"]), '
-        'checkpoint_path="DIR/encoder.safetensors")\n```\n'
-        "\n`mean`, `std` and `input_size` in the same metadata say what the model wants to see.\n"
+        "## Intended use\n\nResearch: features of B-mode images to compare, cluster, search or train a small model on, "
+        "and weights to fine-tune. No clinical use: no diagnosis, no triage, no decision about a person.\n"
+    )
+
+
+def _known(facts: Mapping[str, str]) -> list[str]:
+    """The conditions that the weights can encode under."""
+    return [str(one) for one in json.loads(facts.get("conditions", '["null"]'))]
+
+
+def _loading(run: dict[str, Any], exported: Mapping[str, str]) -> str:
+    source = int(run["config"]["recipe_config"].get("source_size", 256))
+    text = (
+        "## Use\n\nRun in this folder, on a picture of yours that is cut to the scan area:\n\n"
+        f"{_python(own_code(source))}"
+    )
+    if code := foreign_code(exported, source):
+        maker = "timm" if "create_model" in code else "MONAI"
+        text += f"\nThe same features by {maker} alone, without this package:\n\n{_python(code)}"
+    if "create_model" in code:
+        text += (
+            '\nFor images of another size: `training.checkpoint.timm_encoder(".", image_size=...)` interpolates the '
+            "positions.\n"
+        )
+    return text
+
+
+def _python(code: str) -> str:
+    return f"```python\n{code}```\n"
+
+
+def _conditions(facts: Mapping[str, str]) -> str:
+    """What an encoder that knows organs can be told."""
+    known, classes = _known(facts), json.loads(facts.get("classes", "[]"))
+    if len(known) < 2:
+        return ""
+    texts = {
+        "null": "nothing; for images whose organ is not known for sure",
+        "label": 'the organ: `encode(images, organ="' + str(classes[0] if classes else "heart") + '")`',
+        "predict": 'its own guess, from a first pass: `encode(images, mode="predict")`',
+        "wrong": "another organ, to measure what a wrong label does",
+    }
+    return (
+        "## What the encoder is told\n\nIt was trained with the organ of each image, and can be told it again. "
+        "`usdata embed` and `usdata downstream probe` take `--condition`:\n\n"
+        + _table(["condition", "the encoder is told"], [[one, texts[one]] for one in known])
+        + f"\nOrgans: {', '.join(classes)}. An image of none of them is told nothing. A score for the organ itself "
+        "says little of this encoder: organs were its labels.\n"
     )
 
 
 def _data(run: dict[str, Any], rights: Sequence[Rights]) -> str:
     rows = [[r.dataset, f"{r.images:,}", r.licence, r.commercial_use, r.redistribution] for r in rights]
     name = f" (saved as `{run['cohort_name']}`)" if run.get("cohort_name") else ""
+    chosen = (
+        f"that\n\n```sql\n{run['cohort_sql']}\n```\n\nselects" if run["cohort_sql"] != "all" else "of the whole lake"
+    )
     return (
-        f"## Training data\n\nThe cohort{name} of {run['rows']:,} images that\n\n```sql\n{run['cohort_sql']}\n```\n\n"
-        f"selects; hash of its sample ids: `{run['cohort_hash']}`.\n\n"
-        + _table(["data set", "images", "licence", "commercial use", "passing on"], rows)
+        f"## Training data\n\nThe cohort{name} of {run['rows']:,} images {chosen}; hash of its sample ids: "
+        f"`{run['cohort_hash']}`.\n\n" + _table(["data set", "images", "licence", "commercial use", "passing on"], rows)
     )
 
 
@@ -216,34 +249,53 @@ def _training(run: dict[str, Any], facts: Mapping[str, str], out: Path) -> str:
     settings = yaml.safe_dump(run["config"], sort_keys=False, allow_unicode=True)
     return (
         f"## Training\n\nusdata {facts.get('code_version', 'unknown')}; hash of the settings: `{run['config_hash']}`. "
-        "Again: `usdata pretrain` with `--config config.json` and the cohort above.\n\n"
+        f"Again: `usdata pretrain {run['config']['recipe']} --config config.json` with the cohort above.\n\n"
         f"<details><summary>All settings</summary>\n\n```yaml\n{settings}```\n\n</details>\n\n"
         + ("The last step and probe:\n\n" + _table(["", "value"], rows) if rows else "")
     )
+
+
+def _told(found: Mapping[str, Any]) -> str:
+    """What the encoder was told, if anything: a score that had help says so wherever it stands."""
+    condition = found.get("condition", "null")
+    return "" if condition == "null" else f" (told the organ: {condition})"
 
 
 def _scores(scores: Mapping[str, Any]) -> str:
     """Tables of whatever has values with intervals."""
     parts = []
     for name, found in scores.items():
-        lines = [line for line in found.get("scores", []) if isinstance(line, dict)]
-        measures = list(dict.fromkeys(key for line in lines for key, v in line.items() if isinstance(v, dict)))
+        lines = _lines(found)
+        found_here = dict.fromkeys(key for line in lines for key, v in line.items() if isinstance(v, dict))
+        measures = sorted(found_here, key=lambda key: [*_METRICS, key].index(key))
         words = list(dict.fromkeys(key for line in lines for key, v in line.items() if not isinstance(v, dict)))
         if not measures:
             continue
         rows = [[*(str(line.get(w, "")) for w in words), *(_interval(line.get(m)) for m in measures)] for line in lines]
         cohort = found.get("cohort", {}).get("sql", "")
         parts.append(
-            f"`{name}`: {found.get('label') or 'score'} on `{' '.join(cohort.split())}`, with 95 % intervals over "
-            f"patients.\n\n{_table([*words, *measures], rows)}"
+            f"`{name}`: {found.get('label') or 'score'}{_told(found)} on `{' '.join(cohort.split())}`, with 95 % "
+            f"intervals over patients.\n\n{_table([*words, *measures], rows)}"
         )
     return "## Scores\n\n" + "\n".join(parts) if parts else "## Scores\n\nNone yet: `usdata downstream probe`.\n"
 
 
+def _lines(found: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Scores, then differences of them."""
+    lines = [line for line in found.get("scores", []) if isinstance(line, dict)]
+    lines += [{"encoder": "trained - random", **line} for line in found.get("gain", [])]
+    for line in found.get("told", []):
+        rest = {key: value for key, value in line.items() if key != "condition"}
+        lines.append({"encoder": f"{line['condition']} - {found.get('condition', 'null')}", **rest})
+    return lines
+
+
 def _limits() -> str:
     return (
-        "## Limits\n\nFor research. Not a medical device, not tested for any diagnosis. Images of other machines, "
-        "organs or patients than those above may be encoded badly without any sign of it.\n"
+        "## Limits\n\nNot a medical device; not tested for any diagnosis. Images of other machines, organs or patients "
+        "than those above may be encoded badly without any sign of it. The sets above are not a sample of all people: "
+        "scores differ between groups of patients, and nobody measured how much. Weights can keep "
+        "traces of the images that they were trained on.\n"
     )
 
 

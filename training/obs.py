@@ -2,7 +2,8 @@
 
 For every image, every tried level t blurs the deterministic view and the pretrained model deblurs it with nothing
 masked; the level whose result is closest to the view is the image's own. No labels are used, so every split may be
-searched. Done once per checkpoint, in eval mode and float32, and kept in a Parquet table.
+searched. Done once per checkpoint, in eval mode and float32, and kept in Parquet tables (training/obs_cache.py). Whole
+cohorts of any size: training/obs_cohort.py, `usdata obs`.
 
 With light blur the input already is the target, so a model that has learned the identity picks the lowest level for
 everything: look at the histogram (a warning says so when one level takes more than 90 %).
@@ -20,8 +21,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
 import xxhash
 from numpy.typing import NDArray
@@ -29,26 +28,12 @@ from torch import Tensor, nn
 
 from training.losses import patch_errors
 from training.masking import random_keep
-from usdata.errors import ConfigError, LakeError
-from usdata.files import replacing
+from training.obs_cache import Cache
+from usdata.errors import ConfigError, UsdataError
 
 _TIE = 1e-6  # ours: losses closer than this share are one; float32 sums differ by so much with the place in the batch
 _FLOOR = 1e-5  # of the "rel" criterion's denominator
-_DOMINANT = 0.9
-
-CACHE_SCHEMA = pa.schema(
-    [
-        ("image_id", pa.string()),
-        ("view_hash", pa.string()),
-        ("checkpoint_hash", pa.string()),
-        ("t_star", pa.int64()),
-        ("levels", pa.list_(pa.int64())),
-        ("losses", pa.list_(pa.float32())),
-    ]
-)
-
-
-Known = dict[tuple[str, str], NDArray[np.float32]]  # (image id, view hash) -> (L,) losses
+DOMINANT = 0.9  # share of the images at one level, above which the search has told nothing
 
 
 class OneLevelWarning(UserWarning):
@@ -176,35 +161,81 @@ def search(
         ConfigError: wrong number of ids or an id twice, or a model whose output is no image (`norm_pix`).
         LakeError: the cache can't be read or written.
     """
-    cfg = model.cfg
     if len(ids) != len(images) or len(set(ids)) != len(ids):
         raise ConfigError(f"The search needs one name per image: {len(images)} images, {len(set(ids))} names.")
-    if cfg.norm_pix:
-        raise ConfigError("A model trained with norm_pix predicts no image, so no blur level fits best.")
     pixels = torch.as_tensor(images)
     pixels = pixels[:, None] if pixels.ndim == 3 else pixels
-    levels = search_levels(len(cfg.levels) - 1, cfg.obs_step)
-    settings = _digest(cfg)
-    views = [_view_hash(settings, image) for image in pixels]
-    checkpoint = weights_hash(model) if isinstance(model, nn.Module) else settings
-    table = cache / f"obs-{checkpoint}-{settings}.parquet" if cache else None
-    known: Known = _read(table) if table else {}
-    todo = [i for i, key in enumerate(zip(ids, views, strict=True)) if key not in known]
-    place = torch.device(device)
-    with _inference(model, place):
-        for start in range(0, len(todo), batch_size):
-            rows = todo[start : start + batch_size]
-            noise = _noise(model, [ids[i] for i in rows], place)
-            found = level_losses(model, model.view(pixels[rows].to(place)), levels, noise).cpu()
-            for i, loss in zip(rows, found.numpy(), strict=True):
-                known[ids[i], views[i]] = loss
-    if table and todo:
-        _write(table, known, levels, checkpoint)
-    losses = np.array([known[key] for key in zip(ids, views, strict=True)], np.float32).reshape(len(ids), len(levels))
-    best = np.array(levels)[choose(torch.from_numpy(losses)).numpy()] if len(ids) else np.empty(0, np.int64)
-    result = Search(tuple(ids), best, levels, losses, len(todo))
+    with Searcher(model, cache, device) as searcher:
+        starts = range(0, len(ids), batch_size)
+        found = [searcher.losses(pixels[i : i + batch_size], ids[i : i + batch_size]) for i in starts]
+    losses = np.concatenate([np.empty((0, len(searcher.levels)), np.float32), *found])
+    result = Search(tuple(ids), searcher.best(losses), searcher.levels, losses, searcher.computed)
     _warn_if_degenerate(result)
     return result
+
+
+class Searcher:
+    """The search, batch by batch; on leaving the `with` what was computed is in the cache, however it is left.
+
+    Args:
+        model, cache, device: see `search`.
+
+    Raises:
+        ConfigError: a model without blur levels, or whose output is no image (`norm_pix`).
+        LakeError: the cache can't be read.
+    """
+
+    def __init__(self, model: Deblurrer, cache: Path | None, device: torch.device | str) -> None:
+        cfg = model.cfg
+        if cfg.norm_pix:
+            raise ConfigError("A model trained with norm_pix predicts no image, so no blur level fits best.")
+        self.model, self.device, self.computed = model, torch.device(device), 0
+        self.levels = search_levels(len(cfg.levels) - 1, cfg.obs_step)
+        self.settings = _digest(cfg)
+        self.checkpoint = weights_hash(model) if isinstance(model, nn.Module) else self.settings
+        self.cache = Cache(cache, self.checkpoint, self.settings, self.levels)
+
+    def losses(self, pixels: Tensor, ids: Sequence[str]) -> NDArray[np.float32]:
+        """The criterion of a batch at every level, out of the cache where it is known.
+
+        Args:
+            pixels: (n, 1, H, W) uint8, as stored.
+            ids: n names.
+
+        Returns:
+            (n, L) float32.
+
+        Raises:
+            UsdataError: a loss that is not finite.
+            LakeError: the cache can't be written.
+        """
+        views = [_view_hash(self.settings, image) for image in pixels]
+        known, losses = self.cache.find(ids, views)
+        todo = np.flatnonzero(~known).tolist()
+        if todo:
+            names = [ids[i] for i in todo]
+            with _inference(self.model, self.device):
+                sharp = self.model.view(pixels[todo].to(self.device))
+                found = level_losses(self.model, sharp, self.levels, _noise(self.model, names, self.device))
+            losses[todo] = fresh = found.cpu().numpy()
+            if not np.isfinite(fresh).all():
+                first = names[int((~np.isfinite(fresh)).any(axis=1).argmax())]
+                raise UsdataError(f"The model's error on image {first!r} is not finite.", step="obs")
+            self.computed += len(todo)
+            self.cache.add(names, [views[i] for i in todo], self.best(fresh).tolist(), fresh)
+        return losses
+
+    def best(self, losses: NDArray[np.float32]) -> NDArray[np.int64]:
+        """The level with the smallest loss of each image, the lowest on ties: (n, L) float32 -> (n,) int64."""
+        if not len(losses):
+            return np.empty(0, np.int64)
+        return np.array(self.levels)[choose(torch.from_numpy(losses)).numpy()]
+
+    def __enter__(self) -> "Searcher":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.cache.flush()
 
 
 def finetune_levels(
@@ -257,41 +288,9 @@ def _noise(model: Deblurrer, ids: Sequence[str], device: torch.device) -> Tensor
     return torch.stack(draws, dim=1).to(device)
 
 
-def _read(path: Path) -> Known:
-    if not path.exists():
-        return {}
-    try:
-        table = pq.read_table(path, schema=CACHE_SCHEMA)
-    except (OSError, pa.ArrowException) as error:
-        raise LakeError(
-            f"Cannot read the blur search in {path}: {error}", hint="Delete the file to search again"
-        ) from error
-    columns = (table[name].to_pylist() for name in ("image_id", "view_hash", "losses"))
-    return {(i, view): np.array(losses, np.float32) for i, view, losses in zip(*columns, strict=True)}
-
-
-def _write(path: Path, known: Known, levels: Sequence[int], checkpoint: str) -> None:
-    rows = sorted(known)
-    losses = [known[row] for row in rows]
-    best = choose(torch.from_numpy(np.array(losses))).tolist()
-    columns = [
-        [row[0] for row in rows],
-        [row[1] for row in rows],
-        [checkpoint] * len(rows),
-        [levels[i] for i in best],
-        [list(levels)] * len(rows),
-        [loss.tolist() for loss in losses],
-    ]
-    try:
-        with replacing(path) as file:
-            pq.write_table(pa.table(columns, schema=CACHE_SCHEMA), file)
-    except OSError as error:
-        raise LakeError(f"Cannot write the blur search to {path}: {error}") from error
-
-
 def _warn_if_degenerate(result: Search) -> None:
     level, count = max(result.histogram.items(), key=lambda item: item[1])
-    if len(result.ids) > 1 and len(result.levels) > 1 and count > _DOMINANT * len(result.ids):
+    if len(result.ids) > 1 and len(result.levels) > 1 and count > DOMINANT * len(result.ids):
         curve = ", ".join(f"{t}: {loss:.3g}" for t, loss in result.curve.items())
         warnings.warn(
             f"{count} of {len(result.ids)} images chose blur level {level}; mean loss per level {curve}",

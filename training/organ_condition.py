@@ -55,9 +55,10 @@ def organ_slot(
         return classes.index(slot)
     if unknown == "null":
         return NO_CLASS
-    names = [*known, *classes]
     raise ConfigError(
-        f"No organ named {organ!r}.{nearest(organ, names)}", hint=f"Or leave it out. Classes: {', '.join(classes)}"
+        f"No organ named {organ!r}.{nearest(organ, {*known, *classes})}",
+        hint=f"Leave it out:  --cohort \"organ <> '{organ}'\"   or train it without a class:  --set unknown_name=null"
+        f"   Classes: {', '.join(classes)}",
     )
 
 
@@ -103,10 +104,14 @@ def organ_error(logits: Tensor, organ: Tensor, usable: Tensor, share: float) -> 
     """Cross-entropy over the usable images, divided by their expected share, so that it is a plain mean over images.
 
     Args:
-        logits: (n, classes). organ: (n,) int64, -1 unknown. usable: (n,) bool. share: expected share of usable ones.
+        logits: (n, classes). organ: (n,) int64, -1 unknown. usable: (n,) bool, where it is known at least.
+        share: expected share of usable ones.
+
+    Returns:
+        Scalar; 0 if none is usable. The mean over the usable ones would make some batches' images count for more.
     """
     errors = F.cross_entropy(logits.float(), organ.clamp(min=0), reduction="none")
-    return (errors * (usable & (organ >= 0))).mean() / share
+    return (errors * usable).mean() / share
 
 
 def pack_names(classes: Sequence[str]) -> Tensor:

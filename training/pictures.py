@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from usdata.files import explain_os_errors, replacing
+from training.run_folder import explain_disk
+from usdata.files import replacing
 
 _STRIP = 14  # pixels of the caption strip
 _GAP = 2
@@ -56,5 +57,5 @@ def write_png(path: Path, pixels: NDArray[np.uint8]) -> None:
     Raises:
         LakeError: no room, or no permission.
     """
-    with explain_os_errors(path, step="pictures"), replacing(path) as file:
+    with explain_disk(path, step="pictures"), replacing(path) as file:
         Image.fromarray(pixels).save(file, format="PNG")

@@ -9,7 +9,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from usdata.files import explain_os_errors, replacing
+from training.run_folder import explain_disk
+from usdata.files import replacing
 
 
 def read(path: Path, kind: str | None = None) -> list[dict[str, Any]]:
@@ -36,7 +37,7 @@ class RunLog:
         else:
             kept = [record for record in read(path) if record["step"] <= keep_to]
         self._path = path
-        with explain_os_errors(path, step="log"):
+        with explain_disk(path, step="log"):
             with replacing(path) as file:
                 file.write("".join(map(_line, kept)).encode())
             self._file = path.open("a", encoding="utf-8")
@@ -49,7 +50,7 @@ class RunLog:
 
     def flush(self) -> None:
         """Bring the lines to the disk; the checkpoint that follows relies on them."""
-        with explain_os_errors(self._path, step="log"):
+        with explain_disk(self._path, step="log"):
             self._file.flush()
             os.fsync(self._file.fileno())
 

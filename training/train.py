@@ -7,7 +7,7 @@ update on the device itself, so the weights are still good when the guard looks.
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,20 +16,22 @@ import torch
 from torch import Tensor
 
 from training import checkpoint, model_card
+from training.accumulate import Piece, placed, surveyed
 from training.board import open_board
 from training.config import RunConfig
 from training.data import Feed, conditions, generator, merged, rows
 from training.distributed import World, explain_lost_ranks, world
 from training.measure import Measured, Meter, Reading
+from training.memory import explain_no_memory
 from training.optimisers import Optimisers
 from training.precision import uses_bf16
 from training.runlog import RunLog
 from training.signals import LATE, REASONS, Signals, stop_signals
 from training.start import check_sizes, facts, prepare
 from training.watch import Watch
-from training.wrapping import wrapped
+from training.wrapping import compiles, kept_buffers, wrapped
 from usdata.batch import to_device
-from usdata.errors import ConfigError, UsdataError
+from usdata.errors import UsdataError
 
 
 @dataclass(frozen=True)
@@ -121,7 +123,8 @@ class _Trainer:
             self._restore(state)
         self.module: Any = wrapped(self.recipe, cfg, peers, len(self.optimisers.by_name))
         self.bf16 = uses_bf16(cfg, peers.device)
-        self.watch = Watch(cohort, cfg, out, peers, columns)
+        self.several_backward = compiles(cfg, peers.device) and len(self.optimisers.by_name) > 1
+        self.watch = peers.first_does(lambda: Watch(cohort, cfg, out, peers, columns)) or Watch(cohort, cfg, out, peers)
         self.log = RunLog(out / "log.jsonl", keep_to=None if state is None else self.step) if peers.first else None
         self.board = open_board(cfg, out, self.step + 1) if peers.first else None
         self.meter = Meter(peers, cfg.batch_size, self.feed)
@@ -162,14 +165,15 @@ class _Trainer:
         images, columns = self.feed.next()  # (batch / ranks, 1, 256, 256)
         known = conditions(self.recipe, columns, len(images))
         draws = self.recipe.draw(cfg.batch_size, generator("draw", cfg.seed, self.step))
+        first = peers.rank * len(images)  # this rank's images are these rows of the global batch
+        draws = merged(rows(draws, first, first + len(images)), known)
         rates = self.optimisers.set_rates(self.step)
         self.moving.keep()
-        micro = len(images) // cfg.accumulate
+        whole = self._survey(images, draws)
         total: dict[str, Tensor] = {}
-        for start in range(0, len(images), micro):
-            mine = peers.rank * len(images) + start  # this rank's images are these rows of the global batch
-            given = merged(rows(draws, mine, mine + micro), rows(known, start, start + micro))
-            terms = self._forward_backward(images[start : start + micro], given, last=start + micro == len(images))
+        for cut in self._cuts(images):
+            given = {**rows(draws, cut.start, cut.stop), **placed(whole, first + cut.start, cut.stop - cut.start)}
+            terms = self._forward_backward(images[cut], given, last=cut.stop == len(images))
             total = {name: total[name] + value if total else value for name, value in terms.items()}
         values = self.optimisers.update(torch.stack(list(total.values())))
         self.step += 1
@@ -179,25 +183,35 @@ class _Trainer:
         names = [*self.optimisers.norms, *total]
         self.meter.pending.append(Measured(self.step, self.feed.epoch, rates, names, values, data))
 
+    def _cuts(self, images: Tensor) -> list[slice]:
+        micro = len(images) // self.cfg.accumulate
+        return [slice(start, start + micro) for start in range(0, len(images), micro)]
+
+    def _survey(self, images: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What losses across the batch must know of all its pieces; {} where there is one, or no such loss."""
+        if self.cfg.accumulate == 1:
+            return {}
+        cuts = self._cuts(images)
+        with explain_no_memory(cuts[0].stop, self.cfg, self.step + 1), self._autocast():
+            pieces = (self._on_device(images[cut], rows(draws, cut.start, cut.stop)) for cut in cuts)
+            return surveyed(self.recipe, pieces)
+
     def _forward_backward(self, images: Tensor, draws: dict[str, Tensor], *, last: bool) -> dict[str, Tensor]:
-        device, share = self.peers.device, 1 / self.cfg.accumulate
+        share = 1 / self.cfg.accumulate
         wait = nullcontext() if last or self.peers.size == 1 else self.module.no_sync()
-        try:
-            with wait:
-                with torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
-                    terms = self.module(
-                        to_device(images, device),
-                        {name: value.to(device, non_blocking=True) for name, value in draws.items()},
-                    )
-                self.optimisers.backward(terms, share)
-        except torch.OutOfMemoryError as error:
-            raise ConfigError(
-                f"The GPU has too little memory for {len(images)} images at a time.",
-                step=f"train step {self.step + 1}",
-                hint=f"Cut the batch into more pieces:  --set accumulate={2 * self.cfg.accumulate}"
-                + ("" if self.cfg.grad_checkpointing else "   or keep less:  --set grad_checkpointing=true"),
-            ) from error
+        with explain_no_memory(len(images), self.cfg, self.step + 1), wait, kept_buffers(self.several_backward):
+            with self._autocast():
+                terms = self.module(*self._on_device(images, draws))
+            self.optimisers.backward(terms, share)
         return {name: value.detach().float() * share for name, value in terms.items()}
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.peers.device.type, torch.bfloat16, enabled=self.bf16)
+
+    def _on_device(self, images: Tensor, draws: dict[str, Tensor]) -> Piece:
+        device = self.peers.device
+        moved = {name: value.to(device, non_blocking=True) for name, value in draws.items()}
+        return to_device(images, device), moved
 
     # --- what is measured -------------------------------------------------------------------------------------------
 
@@ -213,22 +227,21 @@ class _Trainer:
         step, wrong = reading.measured.step, reading.wrong
         self._write("stop", step=step - 1, reason="not finite", terms={name: str(wrong[name]) for name in wrong})
         self.step = step - 1
-        self.save(data=reading.measured.data)
+        self.save(data=reading.measured.data, stopped=checkpoint.NOT_FINITE)
         raise UsdataError(
             f"Step {step}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}.",
             step=f"train step {step}",
-            hint=f"The weights of step {self.step} are in {self.out}. Try a lower --set lr=…, or --set clip_grad=1.",
+            hint=f"The weights of step {self.step} are in {self.out}. Go on from there with a lower rate, or with "
+            f"clipping:  --resume --set lr={self.cfg.peak_lr / 10:.3g}   or  --resume --set clip_grad=1",
         )
 
     def _look(self, first: bool = False, final: bool = False) -> None:
         """Probe and pictures, when they are due; they change nothing."""
         if self.watch.due(self.step, first, final):
             self.flush()
-            if self.peers.first:
-                found = self.watch.look(self.recipe, self.step, first, final)
-                if found:
-                    self._write("probe", **found)
-            self.peers.wait()
+            found = self.peers.first_does(lambda: self.watch.look(self.recipe, self.step, first, final))
+            if found:
+                self._write("probe", **found)
             self.meter.restart()
 
     def _write(self, kind: str, **values: Any) -> dict[str, Any]:
@@ -244,27 +257,30 @@ class _Trainer:
 
     # --- the state --------------------------------------------------------------------------------------------------
 
-    def save(self, data: dict[str, Any] | None = None) -> None:
+    def save(self, data: dict[str, Any] | None = None, stopped: str = "") -> None:
         """Log, weights, then the state, which makes the rest count."""
         self.flush()
-        if self.log is not None:
-            self.log.flush()
-            known = {**self.facts, "steps": str(self.step)}
-            checkpoint.save_recipe(self.recipe, self.cfg, self.out, known)
-            checkpoint.export_encoder(self.recipe, self.cfg, self.out, known)
-            checkpoint.save_state(
-                self.out / "checkpoint" / "last.pt",
-                {
-                    "step": self.step,
-                    "config": self.cfg.model_dump(mode="json"),
-                    **self.facts,
-                    "model": self.recipe.state_dict(),
-                    "optimisers": self.optimisers.state_dict(),
-                    "data": self.feed.state_dict() if data is None else data,
-                },
-            )
-        self.peers.wait()
+        self.peers.first_does(lambda: self._save(self.feed.state_dict() if data is None else data, stopped))
         self.meter.restart()
+
+    def _save(self, data: dict[str, Any], stopped: str) -> None:
+        assert self.log is not None
+        self.log.flush()
+        known = {**self.facts, "steps": str(self.step)}
+        checkpoint.save_recipe(self.recipe, self.cfg, self.out, known)
+        checkpoint.export_encoder(self.recipe, self.cfg, self.out, known)
+        checkpoint.save_state(
+            self.out / "checkpoint" / "last.pt",
+            {
+                "step": self.step,
+                "stopped": stopped,
+                "config": self.cfg.model_dump(mode="json"),
+                **self.facts,
+                "model": self.recipe.state_dict(),
+                "optimisers": self.optimisers.state_dict(),
+                "data": data,
+            },
+        )
 
     def _restore(self, state: dict[str, Any]) -> None:
         checkpoint.refuse_other_facts(self.recipe, state, self.out / "checkpoint" / "last.pt")

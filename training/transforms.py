@@ -5,15 +5,29 @@ Nothing here draws random numbers but `draw_crops`; nothing waits for the device
 """
 
 import math
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 IMAGENET_GREY = (0.449,), (0.226,)  # ours: mean and std of the three, for a one-channel stem
 
 _ATTEMPTS = 10  # torchvision's: so many boxes are tried before the whole image is taken
+
+
+def uncompiled(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator: leave `function` out of what torch.compile sees.
+
+    Views are many small steps in loops over taps: they cost minutes to compile and gain nothing. This is
+    `torch.compiler.disable`, but without importing the compiler (a second) before it is used.
+    """
+    return cast(Callable[P, R], torch._disable_dynamo(function))
 
 
 def to_float(images: Tensor) -> Tensor:
@@ -112,6 +126,7 @@ def centre_box(size: int, share: float = 224 / 256) -> Tensor:
     return torch.tensor([[(size - side) / 2, (size - side) / 2, side, side]])
 
 
+@uncompiled
 def crop(images: Tensor, boxes: Tensor, size: int, flip: Tensor | None = None, inside: bool = True) -> Tensor:
     """Cut a box out of each image and resize it to `size` x `size`: bicubic, antialiased, as Pillow and torchvision do.
 

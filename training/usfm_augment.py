@@ -10,7 +10,10 @@ Source: the paper names the operations (USFM, Jiao et al., MedIA 2024) but gives
 import torch
 from torch import Tensor
 
+from training.transforms import uncompiled
 
+
+@uncompiled
 def rotate(images: Tensor, angle: Tensor) -> Tensor:
     """Turn each square image about its centre, bilinear, black outside.
 
@@ -21,14 +24,20 @@ def rotate(images: Tensor, angle: Tensor) -> Tensor:
     Returns:
         (B, C, S, S) float32 in [0, 1].
     """
+    if images.device.type == "cpu":  # a GPU would wait for the number of them
+        turning = angle.nonzero()[:, 0]
+        return images.index_copy(0, turning, _turned(images[turning], angle[turning]))
+    return torch.where((angle == 0)[:, None, None, None], images, _turned(images, angle))
+
+
+def _turned(images: Tensor, angle: Tensor) -> Tensor:
     with torch.autocast(images.device.type, enabled=False):
         size = images.shape[-1]
         centres = (torch.arange(size, device=images.device, dtype=torch.float32) * 2 + 1) / size - 1
         y, x = centres[:, None], centres[None, :]
         sine, cosine = (f(angle.float())[:, None, None] for f in (torch.sin, torch.cos))
         places = torch.stack([cosine * x - sine * y, sine * x + cosine * y], dim=-1)  # (B, S, S, 2): x, y to read at
-        turned = torch.nn.functional.grid_sample(images, places, padding_mode="zeros", align_corners=False)
-    return torch.where((angle == 0)[:, None, None, None], images, turned)
+        return torch.nn.functional.grid_sample(images, places, padding_mode="zeros", align_corners=False)
 
 
 def relight(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:

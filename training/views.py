@@ -14,6 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.transforms import uncompiled
+
 Range = tuple[float, float]
 
 
@@ -108,6 +110,7 @@ def _log_between(between: Range, u: Tensor) -> Tensor:
     return low + (high - low) * u
 
 
+@uncompiled
 def spatial_views(images: Tensor, affine: Tensor, size: int) -> Tensor:
     """Every geometry of every image, in one sampling call.
 
@@ -136,6 +139,7 @@ def spatial_views(images: Tensor, affine: Tensor, size: int) -> Tensor:
     return views.unflatten(0, (batch, spatial)).clamp(0.0, 1.0)
 
 
+@uncompiled
 def photometric_views(views: Tensor, draws: dict[str, Tensor], max_sigma: float) -> Tensor:
     """Every photometric version of every view: contrast and brightness, then blur, then one erased box.
 
@@ -170,6 +174,7 @@ def inside_boxes(boxes: Tensor, height: int, width: int) -> Tensor:
     return rows[:, :, None] & columns[:, None, :]
 
 
+@uncompiled
 def blur_each(images: Tensor, sigmas: Tensor, max_sigma: float) -> Tensor:
     """Gaussian blur of each image by its own sigma; sigma 0 changes no bit.
 
@@ -187,8 +192,8 @@ def blur_each(images: Tensor, sigmas: Tensor, max_sigma: float) -> Tensor:
     for dim in (1, 2):
         pad = (radius, radius, 0, 0) if dim == 2 else (0, 0, radius, radius)
         wide, length = F.pad(images[:, None], pad, mode="reflect")[:, 0], images.shape[dim]
-        images = sum(
-            (weights[:, k, None, None] * wide.narrow(dim, k, length) for k in range(2 * radius + 1)),
-            start=torch.zeros_like(images),
-        )
+        total = torch.zeros_like(images)
+        for k in range(2 * radius + 1):  # product and sum in one pass over the images
+            total.addcmul_(weights[:, k, None, None], wide.narrow(dim, k, length))
+        images = total
     return images

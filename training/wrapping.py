@@ -1,7 +1,9 @@
 """What stands between the recipe's `step` and the loop: recomputed activations, torch.compile, DDP."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from inspect import signature
 from typing import Any
 
 import torch
@@ -12,6 +14,10 @@ from torch.utils.checkpoint import checkpoint
 from training.config import RunConfig
 from training.distributed import World
 from usdata.errors import ConfigError
+
+
+_NAMES = signature(DistributedDataParallel.__init__).parameters
+_SYNC = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"  # its name up to torch 2.12
 
 
 class Step(nn.Module):
@@ -40,18 +46,30 @@ def wrapped(recipe: Any, cfg: RunConfig, peers: World, optimisers: int = 1) -> n
     module: nn.Module = Step(recipe)
     if compiles(cfg, peers.device):
         module.compile(dynamic=False)
-        if optimisers > 1:  # the compiled backward runs once per loss, so the first must leave its buffers intact
-            torch._functorch.config.donated_buffer = False
     if peers.size == 1:
         return module
     devices = [peers.device.index] if peers.device.type == "cuda" else None
     return DistributedDataParallel(
         module,
         device_ids=devices,
-        broadcast_buffers=False,
+        **{_SYNC: False},
         gradient_as_bucket_view=True,
         find_unused_parameters=optimisers > 1,
     )
+
+
+@contextmanager
+def kept_buffers(needed: bool) -> Iterator[None]:
+    """Around a compiled forward pass and all its backward passes: no pass may write over what the next one reads.
+
+    A compiled backward pass takes the memory of saved activations for its own, and torch refuses to run it again. There
+    is no public switch for it; this one is set for the time of the block, and put back.
+    """
+    if not needed:
+        yield
+        return
+    with torch._functorch.config.patch(donated_buffer=False):
+        yield
 
 
 def compiles(cfg: RunConfig, device: torch.device) -> bool:

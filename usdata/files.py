@@ -20,12 +20,18 @@ _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, 
 
 @contextmanager
 def explain_os_errors(
-    where: Path, *, dataset: str | None = None, step: str = "write", elsewhere: str = "with --lake DIR"
+    where: Path,
+    *,
+    dataset: str | None = None,
+    step: str = "write",
+    elsewhere: str = "with --lake DIR",
+    kept: str = "finished shards are kept",
 ) -> Iterator[None]:
     """Turn a full, failing or unwritable disk into a LakeError that says what to do; other OSErrors pass.
 
     Args:
         elsewhere: how to choose another place.
+        kept: what of the work need not be done again.
 
     Raises:
         LakeError: no space left, no permission to write, or the disk failed.
@@ -38,7 +44,7 @@ def explain_os_errors(
                 f"No space left on the disk of {where}.",
                 dataset=dataset,
                 step=step,
-                hint="Free some space and run the same command again: finished shards are kept.",
+                hint=f"Free some space and run the same command again: {kept}.",
             ) from error
         if error.errno in _DENIED:
             raise LakeError(

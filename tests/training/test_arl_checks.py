@@ -9,6 +9,8 @@ from fakes.speckle import speckle
 from torch import Tensor
 from torch.nn import functional as F
 
+from training.config import resolve
+from training.distributed import World
 from training.losses_adversarial import (
     adaptive_lambda,
     distillation_loss,
@@ -23,6 +25,7 @@ from training.models.avit import ACDTBlock, ACDTOptions, AViT
 from training.models.deformable import Backend, choose_backend, deform_conv, fused_works, sample_places
 from training.models.distillation import Centre
 from training.models.vit import patchify
+from training.optimisers import Optimisers
 from training.organ_condition import default_classes, one_hot, remap_classes
 from training.recipes.arl import ARL, VARIANTS, ARLConfig
 from usdata.errors import ConfigError
@@ -393,6 +396,45 @@ def test_check_10_each_loss_reaches_its_own_parameters_only():
     terms["loss/discriminator"].backward()
     assert all(p.grad is not None for p in disc)
     assert all(p.grad is None for n, p in recipe.named_parameters() if not n.startswith("discriminator"))
+
+
+def optimisers(recipe: ARL) -> Optimisers:
+    cfg = resolve("arl", "micro", sets=["steps=2", "lr=1e-3", "warmup=0"])
+    found = Optimisers(recipe, cfg, World(0, 1, torch.device("cpu")))
+    found.set_rates(0)
+    return found
+
+
+def copies(module: torch.nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def same(module: torch.nn.Module, before: list[Tensor]) -> bool:
+    return all(torch.equal(p, old) for p, old in zip(module.parameters(), before, strict=True))
+
+
+def test_check_9_the_discriminators_parameters_stay_until_it_begins():
+    recipe = small(adv_start=0.5)
+    images, draws = case(recipe)
+    steps, disc, encoder = optimisers(recipe), copies(recipe.discriminator), copies(recipe.encoder)
+    for progress, moves in ((0.5, False), (1.0, True)):
+        terms = recipe.step(images, draws)
+        steps.backward(terms, 1.0)
+        steps.update(torch.stack([term.detach().float() for term in terms.values()]))
+        recipe.after_step(progress)
+        assert same(recipe.discriminator, disc) is not moves
+    assert not same(recipe.encoder, encoder)
+
+
+def test_check_10_the_discriminator_moves_in_its_own_step_only():
+    recipe = small()
+    steps, disc = optimisers(recipe), copies(recipe.discriminator)
+    steps.backward(recipe.step(*case(recipe)), 1.0)
+    steps.by_name["main"].step()
+    assert same(recipe.discriminator, disc)
+    encoder = copies(recipe.encoder)
+    steps.by_name["discriminator"].step()
+    assert same(recipe.encoder, encoder) and not same(recipe.discriminator, disc)
 
 
 # ---- 11, 12: teacher and centre

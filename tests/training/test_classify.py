@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pyarrow as pa
 import pytest
+from fakes import duel_recipe  # noqa: F401 (registers the recipe)
 from fakes.training_fakes import FakeCohort
 
 from training.checkpoint import random_encoder
@@ -146,6 +147,65 @@ def test_a_training_part_of_one_class_is_refused(encoder, tmp_path):
     cohort.split = ["train" if organ == "breast" else "test" for organ in cohort.organ]
     with pytest.raises(UsdataError, match="one class only"):
         probe_cohort(cohort, encoder, out=tmp_path / "s.json", by_split=True)
+
+
+# --- what the encoder is told
+
+
+@pytest.fixture(scope="module")
+def duel(tmp_path_factory):
+    """Weights that shift the features by the organ they are told."""
+    out = tmp_path_factory.mktemp("classify") / "duel"
+    pretrain(FakeCohort(), resolve("duel", "micro", sets=["steps=1"]), out)
+    return out
+
+
+def test_all_conditions_stand_side_by_side_with_their_differences(duel, tmp_path):
+    result = probe_cohort(FakeCohort(), duel, out=tmp_path / "s.json", label="label", condition="all")
+    names = [name for name, _ in methods(result)]
+    for name in ("trained", "trained, label", "trained, wrong", "random", "told alone"):
+        assert name in names
+    assert (result["condition"], result["circular"]) == ("null", [])
+    assert result["told_instead"] == {"breast": "thyroid", "thyroid": "breast"}
+    found, told = methods(result), {(s["condition"], s["method"]): s for s in result["told"]}
+    assert set(told) == {(c, m) for c in ("label", "wrong") for m in ("linear", "knn")}
+    difference = found["trained, label", "knn"]["accuracy"]["value"] - found["trained", "knn"]["accuracy"]["value"]
+    assert told["label", "knn"]["accuracy"]["value"] == pytest.approx(difference)
+    assert rows_of(result)[-1]["encoder"] == "wrong - null"
+
+
+def test_the_condition_of_a_score_stands_in_it(duel, tmp_path):
+    result = probe_cohort(FakeCohort(), duel, out=tmp_path / "s.json", label="label", condition="wrong")
+    assert json.loads((tmp_path / "s.json").read_text())["condition"] == result["condition"] == "wrong"
+    assert {name for name, _ in methods(result)} == {"trained", "random", "thumbnails", "none", "told alone"}
+    assert result["told"] == []
+
+
+@pytest.mark.parametrize("label", ["organ", "split"])
+def test_an_encoder_is_not_asked_for_what_it_was_told(duel, tmp_path, label):
+    cohort = FakeCohort()
+    cohort.split = ["a" if organ == "breast" else "b" for organ in cohort.organ]  # a label that follows from the organ
+    for one in ("label", "wrong"):
+        with pytest.raises(ConfigError, match=f"Condition '{one}' tells the encoder the organ, and '{label}' follows"):
+            probe_cohort(cohort, duel, out=tmp_path / "s.json", label=label, condition=one)
+    assert not (tmp_path / "s.json").exists()
+    result = probe_cohort(cohort, duel, out=tmp_path / "s.json", label=label, condition="all")
+    assert result["circular"] == ["label", "wrong"]
+    assert ("trained, label", "knn") not in methods(result)
+
+
+def test_an_encoder_that_sees_only_pixels_has_no_other_condition(encoder, tmp_path):
+    with pytest.raises(ConfigError, match="see nothing but the pixels"):
+        probe_cohort(FakeCohort(), encoder, out=tmp_path / "s.json", label="label", condition="label")
+    result = probe_cohort(FakeCohort(), encoder, out=tmp_path / "s.json", label="label", condition="all")
+    assert (result["condition"], result["told"]) == ("null", [])
+
+
+def test_told_alone_is_the_majority_of_the_images_told_the_same():
+    images = np.zeros((12, 256, 256), np.uint8)
+    labels, told = ["a", "b"] * 6, np.array([0, 1] * 6)
+    found = methods(score(images, labels, np.arange(12), {}, repeats=20, told=told))
+    assert found["told alone", "majority"]["accuracy"]["value"] == 1.0
 
 
 def test_a_missing_encoder_is_refused(tmp_path):

@@ -1,9 +1,11 @@
+import hashlib
+import itertools
 import json
 
 import pytest
 from fakes import training_fakes as _  # noqa: F401  registers "tiny"
 
-from training.config import FREE_ON_RESUME, RunConfig, resolve
+from training.config import FREE_ON_RESUME, RunConfig, differences, presets, resolve, variants
 from usdata.errors import ConfigError
 
 
@@ -62,6 +64,7 @@ def test_the_config_of_an_earlier_run_is_a_config_file(tmp_path):
         (["lr=-1"], "lr = -1"),
         (["width=wide"], "width = 'wide'"),
         (["recipe=usfm"], "can't be set"),
+        (["variant=mae"], "can't be set: choose it by .*--variant"),
         (["recipe_config=3"], "must be a mapping"),
         (["accumulate=3"], "not a multiple of accumulate"),
         (["min_lr=1"], "above the peak"),
@@ -119,3 +122,88 @@ def test_a_config_is_frozen():
 
 def test_the_keys_that_are_free_on_resume_exist():
     assert RunConfig.model_fields.keys() >= FREE_ON_RESUME
+
+
+# ---- variants
+
+RECIPES = ("arl", "d2mae", "tusa", "usfm")
+
+
+@pytest.mark.parametrize(("recipe", "preset"), [*itertools.product(RECIPES, ("micro", "small", "paper"))])
+def test_every_variant_goes_with_every_preset_and_changes_config_and_hash(recipe, preset):
+    own, *others = variants(recipe)
+    plain = resolve(recipe, preset)
+    assert others and plain.variant is None
+    assert resolve(recipe, preset, variant=own) == plain  # the paper's own method is no change
+    found = {name: resolve(recipe, preset, variant=name) for name in others}
+    assert {name: cfg.variant for name, cfg in found.items()} == {name: name for name in others}
+    assert len({plain.hash, *(cfg.hash for cfg in found.values())}) == 1 + len(others)
+    for name, cfg in found.items():
+        before, after = ({**one.model_dump(), **one.recipe_config, "variant": ""} for one in (plain, cfg))
+        wanted = {**variants(recipe)[name].get("run", {}), **variants(recipe)[name].get("recipe", {})}
+        changed = {key for key in after if after[key] != before[key]} - {"recipe_config"}
+        assert changed and changed <= wanted.keys(), name
+
+
+def test_settings_and_file_win_over_the_variant_and_the_variant_over_the_preset(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("variant: deblurrmae\nstatic_sigma: 0.9\n")
+    cfg = resolve("d2mae", "small", file, ["embed=add"])
+    assert (cfg.variant, cfg.preset, cfg.recipe_config["image_size"]) == ("deblurrmae", "small", 128)
+    own = [cfg.recipe_config[key] for key in ("blur", "static_sigma", "embed", "finetune_blur")]
+    assert own == ["static", 0.9, "add", "fixed"]
+    assert resolve("d2mae", "small", file, variant="mae").recipe_config["blur"] == "none"
+
+
+def test_a_variant_may_change_the_trainer_too():
+    assert resolve("usfm", "paper", variant="woS").gamma == 1.0
+    mim = resolve("arl", "paper", variant="mim")
+    assert (mim.betas, mim.weight_decay, mim.weight_decay_end, mim.peak_lr) == ((0.9, 0.95), 0.05, None, 6e-4)
+    assert resolve("arl", "micro", variant="mim").peak_lr == 1e-3  # the preset's own rate stays
+
+
+def test_an_unknown_variant_is_refused_with_the_nearest():
+    with pytest.raises(ConfigError, match=r"has no variant 'debluremae'.*Did you mean 'deblurrmae'") as caught:
+        resolve("d2mae", variant="debluremae")
+    assert caught.value.hint == "Variants: d2mae, deblurrmae, mae"
+    with pytest.raises(ConfigError, match="has no variant 'mae'") as caught:
+        resolve("tiny", variant="mae")
+    assert caught.value.hint == "It has no variants at all."
+
+
+def test_a_runs_own_config_keeps_its_variant_and_takes_no_other(tmp_path):
+    first = resolve("d2mae", "micro", variant="mae")
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"config": first.model_dump(mode="json")}))
+    assert resolve("d2mae", None, file) == resolve("d2mae", "micro", file, variant="mae") == first
+    for given in ({"variant": "deblurrmae"}, {"preset": "small"}):
+        with pytest.raises(ConfigError, match=f"run with {next(iter(given))} .* would change none of its values"):
+            resolve("d2mae", file=file, **given)
+
+
+def test_a_config_from_before_the_variants_loads_with_its_old_hash(tmp_path):
+    cfg = resolve("d2mae", "micro")
+    old = {key: value for key, value in cfg.model_dump(mode="json").items() if key != "variant"}
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"config": old}))
+    assert resolve("d2mae", None, file) == cfg
+    canonical = json.dumps(old, sort_keys=True, separators=(",", ":"))
+    assert RunConfig(**old).hash == cfg.hash == hashlib.sha256(canonical.encode()).hexdigest()[:16]
+    assert differences(old, cfg.model_dump(mode="json")) == []
+
+
+def test_only_the_nested_keys_that_differ_are_told():
+    plain, mae = (resolve("d2mae", variant=name).model_dump(mode="json") for name in (None, "mae"))
+    told = differences(plain, mae, frozenset({"steps"}))
+    assert [line.split(" was ")[0] for line in told] == ["recipe_config", "variant"]
+    assert "'blur': 'levels'" in told[0] and "sigmas" not in told[0]
+    assert told[1] == "variant was None, now 'mae'"
+
+
+def test_the_nearest_key_is_looked_for_where_the_wrong_one_lies():
+    with pytest.raises(ConfigError, match=r"no key 'weights\.contrst'\. Did you mean 'contrast'"):
+        resolve("tusa", sets=["weights.contrst=1"])
+
+
+def test_every_preset_named_in_the_help_exists():
+    assert all(set(presets(recipe)) == {"micro", "small", "paper"} for recipe in RECIPES)

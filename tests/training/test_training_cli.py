@@ -6,7 +6,10 @@ import pytest
 from fakes.training_fakes import FakeCohort
 from typer.testing import CliRunner
 
-from training.cli import app
+from training.checkpoint import load_encoder
+from training.cli import VARIANT_HELP, app
+from training.config import variants
+from training.recipes import registry
 from training.runlog import read
 from usdata import lake
 from usdata.errors import ConfigError, UsdataError
@@ -89,6 +92,32 @@ def test_expected_failures_are_usdata_errors(tmp_path):
     pretrain(tmp_path / "run", "--set", "steps=2")
     again = pretrain(tmp_path / "run", "--set", "steps=2")
     assert "--resume" in str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("variant", "facts"),
+    [
+        ("deblurrmae", {"blur": "static", "embed": "none", "loss_on": "all"}),
+        ("mae", {"blur": "none", "embed": "none", "loss_on": "masked"}),
+    ],
+)
+def test_the_baselines_of_d2mae_train_by_their_names(tmp_path, variant, facts):
+    words = ["pretrain", "d2mae", "--preset", "micro", "--cohort", "all", "--out", tmp_path / "run"]
+    words += [word for text in ("steps=2", "batch_size=4", "image_size=32") for word in ("--set", text)]
+    done = usdata(*words, "--variant", variant)
+    assert done.exit_code == 0, done.output
+    config = json.loads((tmp_path / "run" / "config.json").read_text())["config"]
+    assert (config["variant"], config["preset"], config["steps"]) == (variant, "micro", 2)
+    cfg = load_encoder(tmp_path / "run").cfg
+    assert {key: getattr(cfg, key) for key in facts} == facts
+    assert f"variant was {variant!r}, now None" in str(usdata(*words, "--resume").exception)
+
+
+def test_the_help_of_pretrain_lists_the_variants_of_every_recipe():
+    recipes = [name for name in registry.names() if hasattr(registry.get(name)[0], "variants")]
+    told = "; ".join(f"{name}: {', '.join(list(variants(name))[1:])}" for name in recipes)
+    assert VARIANT_HELP.endswith(f" {told}.")
+    assert "deblurrmae" in usdata("pretrain", "--help").stdout
 
 
 def test_wrong_usage_exits_with_2(tmp_path):

@@ -400,54 +400,6 @@ def test_stopped_and_resumed_it_has_the_uninterrupted_weights_bit_for_bit(tmp_pa
     assert [record["step"] for record in read(parts / "log.jsonl", "step")] == [1, 2, 3, 4]
 
 
-RANK = """
-import sys, torch, torch.distributed as dist
-from fakes.speckle import speckle
-from training.recipes.tusa import TUSA, TUSAConfig
-
-rank, world, where, out = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3], sys.argv[4]
-torch.set_num_threads(1)
-if world > 1:
-    dist.init_process_group("gloo", init_method=f"file://{where}", rank=rank, world_size=world)
-torch.manual_seed(0)
-recipe = TUSA(TUSAConfig(**{**TUSA.presets["micro"]["recipe"], "source_size": 64}))
-images, draws = speckle(4, size=64), recipe.draw(4, torch.Generator().manual_seed(1))
-mine = slice(rank * 4 // world, (rank + 1) * 4 // world)
-terms = recipe.step(images[mine], {name: value[mine] for name, value in draws.items()})
-terms["loss"].backward()
-flat = torch.cat([p.grad.flatten() for p in recipe.parameters()])
-values = torch.stack([terms[name].detach() for name in sorted(terms)])
-if world > 1:
-    for tensor in (flat, values):
-        dist.all_reduce(tensor)
-        tensor /= world
-if rank == 0:
-    torch.save({"grad": flat, "values": values}, out)
-"""
-
-
-@pytest.mark.recipes
-def test_two_ranks_have_the_gradient_of_the_whole_batch(tmp_path):
-    """Contrast and channel use look across the batch, so they must look across ranks."""
-    env = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "PATH": "/usr/bin:/bin", "OMP_NUM_THREADS": "1"}
-    jobs = [(0, 1, "one"), (0, 2, "two"), (1, 2, "two")]
-    started = [
-        subprocess.Popen(
-            [sys.executable, "-c", RANK, str(r), str(w), str(tmp_path / "meet"), str(tmp_path / name)],
-            env=env,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for r, w, name in jobs
-    ]
-    for job in started:
-        _, errors = job.communicate(timeout=240)
-        assert job.returncode == 0, errors[-2000:]
-    one, two = (torch.load(tmp_path / name) for name in ("one", "two"))
-    assert torch.allclose(one["values"], two["values"], atol=1e-4)
-    assert (one["grad"] - two["grad"]).norm() < 1e-3 * one["grad"].norm()
-
-
 def test_the_warning_names_the_kind():
     with pytest.warns(PerceptualWarning, match="'none'"):
         micro().param_groups(0.01)

@@ -32,6 +32,7 @@ from training.probe import grouped_folds
 from training.recipes.tusa import TUSA, TUSAConfig
 from training.schedules import warmup_cosine
 from training.views import ViewConfig, identity_photometry
+from usdata.epochs import Epochs
 from usdata.errors import ConfigError
 from usdata.sampling import BalancedSampler
 
@@ -535,6 +536,26 @@ def test_check_14_groups_are_drawn_uniformly_whatever_their_size():
     counts = np.bincount(rows[draws], minlength=len(sizes))
     assert np.abs(counts - 10_000).max() < 3 * math.sqrt(50_000 * 0.2 * 0.8)
     assert run["epoch_size"] == 10_000 and run["steps"] == math.ceil(10_000 / 32) * 1000
+
+
+@pytest.mark.parametrize(("batch", "batches"), [(50, 200), (32, 313)])
+def test_check_14_an_epoch_is_10_000_images_however_many_there_are(batch, batches):
+    for images in (700, 99_247):
+        loader = Epochs(
+            images,
+            batch_size=batch,
+            gamma=0.0,
+            by="organ",
+            seed=0,
+            epoch_size=TUSA.presets["paper"]["run"]["epoch_size"],
+            workers=0,
+            rank=0,
+            world=1,
+            fingerprint=None,
+            drop_last=False,
+        )
+        assert (loader.epoch_size, len(loader)) == (10_000, batches)
+        assert loader.draws == batch * batches  # 10,000, or the last batch is filled up
 
 
 def test_check_15_the_learning_rate_falls_from_1e_4_to_1e_6():

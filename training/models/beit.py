@@ -6,6 +6,7 @@ The module stays timm's own, keys included. For fine-tuning every block gets its
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, Literal, cast
 
 import timm
@@ -13,7 +14,9 @@ import torch
 from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from timm.models.beit import Beit
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from training.models.attention import biased_attention
 from usdata.errors import ConfigError, nearest
 
 Positions = Literal["rel_shared", "abs"]
@@ -38,7 +41,24 @@ def build_beit(name: str, pos: Positions = "rel_shared", layer_scale: float | No
         raise ConfigError(f"timm has no model {name!r}.{nearest(name, timm.list_models('beit*'))}")
     if timm.model_entrypoint(name).__module__ != Beit.__module__:
         raise ConfigError(f"timm's {name!r} is no BEiT.", hint="Use beit_base_patch16_224 or another of that family.")
-    return cast(Beit, timm.create_model(name, **beit_arguments(pos, layer_scale, **arguments)))
+    beit = cast(Beit, timm.create_model(name, **beit_arguments(pos, layer_scale, **arguments)))
+    if pos == "rel_shared":
+        for block in beit.blocks:
+            part: Any = block
+            part.attn.forward = partial(_attend, part.attn)
+    return beit
+
+
+def _attend(attn: Any, x: Tensor, shared_rel_pos_bias: Tensor | None = None) -> Tensor:
+    """timm's BEiT attention with the shared table alone, (B, T, D) -> (B, T, D), by `biased_attention`."""
+    bias = None if attn.q_bias is None else torch.cat((attn.q_bias, attn.k_bias, attn.v_bias))
+    qkv = F.linear(x, attn.qkv.weight, bias).unflatten(2, (3, attn.num_heads, -1)).permute(2, 0, 3, 1, 4)
+    q, k, v = qkv.unbind(0)
+    if shared_rel_pos_bias is None:
+        mixed = F.scaled_dot_product_attention(q, k, v)
+    else:
+        mixed = biased_attention(q, k, v, shared_rel_pos_bias)
+    return cast(Tensor, attn.proj(mixed.transpose(1, 2).flatten(2)))
 
 
 def beit_arguments(

@@ -125,9 +125,12 @@ def _contract(samples: Tensor, weight: Tensor) -> Tensor:
     return torch.einsum("bnkc,dck->bnd", samples, weight)
 
 
-def _mixed(sample: Tensor, weight: Tensor, tap: int) -> Tensor:
-    """One tap's share of the result: (..., D) samples times w_k."""
-    return F.linear(sample, weight[..., tap]) if weight.ndim == 3 else sample * weight[..., tap]
+def _added(total: Tensor | None, sample: Tensor, weight: Tensor, tap: int) -> Tensor:
+    """One tap's share of the result, (..., D) samples times w_k, added to that of the taps before."""
+    if weight.ndim == 3:
+        part = F.linear(sample, weight[..., tap])
+        return part if total is None else total + part
+    return sample * weight[..., tap] if total is None else torch.addcmul(total, sample, weight[..., tap])
 
 
 def _grid_sample(x: Tensor, places: Tensor, weight: Tensor) -> Tensor:
@@ -158,8 +161,7 @@ def _bag(x: Tensor, places: Tensor, weight: Tensor) -> Tensor:
     total: Tensor | None = None
     for tap in range(taps):
         bags = F.embedding_bag(index[:, tap], table, mode="sum", per_sample_weights=share[:, tap].contiguous())
-        part = _mixed(bags.reshape(batch, rows * columns, width), weight, tap)
-        total = part if total is None else total + part
+        total = _added(total, bags.reshape(batch, rows * columns, width), weight, tap)
     assert total is not None
     return total.reshape(x.shape)
 
@@ -195,8 +197,7 @@ def _dense(x: Tensor, places: Tensor, weight: Tensor) -> Tensor:
         wide = (1 - (where[..., tap, 1:] - column).abs()).clamp(min=0)  # (B, G, N, W)
         matrix = (tall[..., :, None] * wide[..., None, :]).flatten(3)  # (B, G, N, N)
         found = (matrix @ tokens).transpose(1, 2).reshape(batch, rows * columns, width)
-        part = _mixed(found, weight, tap)
-        total = part if total is None else total + part
+        total = _added(total, found, weight, tap)
     assert total is not None
     return total.reshape(x.shape)
 

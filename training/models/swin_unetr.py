@@ -1,7 +1,7 @@
 """MONAI's SwinUNETR in two dimensions, with its latent and feature maps in reach, and faster window attention.
 
 Names and shapes of all weights are MONAI's: its network loads them strictly. What differs in computation:
-window attention is PyTorch's fused one, the mask of shifted windows is made once, and a map that is smaller than the
+window attention keeps no copies, the mask of shifted windows is made once, and a map that is smaller than the
 window gets the relative positions it has (MONAI reads them from the wrong rows of the table).
 
 Importing this module imports MONAI: only TUSA does.
@@ -24,6 +24,7 @@ from monai.networks.nets.swin_unetr import (
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from training.models.attention import biased_attention
 from usdata.errors import ConfigError, nearest
 
 Latent = Literal["gap", "gap_max", "multi"]
@@ -194,7 +195,7 @@ class _Stage(nn.Module):
 
 
 class _Attention(nn.Module):
-    """MONAI's WindowAttention by `scaled_dot_product_attention`; same weights, same names.
+    """MONAI's WindowAttention by `biased_attention`; same weights, same names.
 
     Bias and mask go in as one tensor over (windows x heads), the same for every image, so it is never copied to the
     size of the batch.
@@ -229,7 +230,7 @@ class _Attention(nn.Module):
         bias = self.bias(tokens)[None]
         if mask is not None:
             bias = (bias + mask[:, None]).flatten(0, 1)[None]  # (1, windows * heads, n, n)
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
+        out = biased_attention(q, k, v, bias)
         out = out.unflatten(1, (windows, self.num_heads)).transpose(2, 3)  # (B, windows, n, heads, C / heads)
         return self.proj(out.reshape(total, tokens, width))
 

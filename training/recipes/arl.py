@@ -16,21 +16,22 @@ from typing import Any, ClassVar, Literal, cast
 import torch
 from torch import Tensor, nn
 
-from training.arl_config import PRESETS, VARIANTS, ARLConfig
-from training.arl_views import by_view, crops, hidden_patches, pasted, relit
-from training.distributed import mean_over_ranks
+from training.accumulate import mean_of_all
+from training.arl_config import NAMED_VARIANTS, PRESETS, VARIANTS, ARLConfig
+from training.arl_parts import acdt_options, decoder_of, export_facts, groups_of, optimisers_of, vit_args
+from training.arl_start import start_weights
+from training.arl_views import by_view, crops, draw_all, hidden_patches, pasted, relit
 from training.losses_adversarial import (
     adaptive_lambda,
     discriminator_loss,
     distillation_loss,
-    generator_loss,
     layer_gradient,
-    mim_gradient,
     mim_loss,
+    pixel_gradients,
     with_gradient,
 )
 from training.masking import gather_patches, visible_patches
-from training.models.avit import ACDTBlock, ACDTOptions, AViT, drop_path_scales, load_plain, plain_weights
+from training.models.avit import AViT, drop_path_scales, load_plain
 from training.models.distillation import Centre, DistillationHead, Teacher
 from training.models.patch_discriminator import PatchDiscriminator, accuracy
 from training.models.vit import patchify
@@ -45,7 +46,7 @@ from training.organ_condition import (
     unpack_names,
 )
 from training.recipes.registry import recipe
-from training.transforms import centre_box, crop, draw_crops, stored
+from training.transforms import centre_box, crop, stored
 from usdata.errors import ConfigError
 
 __all__ = ["ARL", "VARIANTS", "ARLConfig"]
@@ -62,25 +63,27 @@ class ARL(nn.Module):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = PRESETS
+    variants: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = NAMED_VARIANTS
     progress: Tensor
+    temperature: Tensor
     class_names: Tensor
 
     def __init__(self, cfg: ARLConfig) -> None:
         super().__init__()
         self.cfg = cfg
         self.encoder = AViT(
-            acdt=self._acdt_options() if cfg.acdt else None,
+            acdt=acdt_options(cfg) if cfg.acdt else None,
             shared_anatomy=cfg.anatomy == "shared",
             sincos=cfg.positions == "sincos",
-            **self._vit_args(),
+            **vit_args(cfg),
         )
         self.patches: int = self.encoder.patch_embed.num_patches
         visible_patches(self.patches, cfg.mask_ratio)  # fails early
         if cfg.init != "scratch":
-            load_plain(self.encoder, plain_weights(cfg.init))
+            load_plain(self.encoder, start_weights(cfg.init, cfg.classes))
         self.mask_token = nn.Parameter(torch.empty(cfg.width))
         nn.init.normal_(self.mask_token, std=0.02)
-        self.decoder = _decoder(cfg) if cfg.decoder_depth else None
+        self.decoder = decoder_of(cfg) if cfg.decoder_depth else None
         self.pred = nn.Linear(cfg.decoder_width if cfg.decoder_depth else cfg.width, cfg.patch_size**2)
         self.organ_head = nn.Linear(cfg.width, len(cfg.classes)) if cfg.predicts else None
         self.discriminator = (
@@ -94,7 +97,8 @@ class ARL(nn.Module):
         terms = [name for name in ("sd", "sd_patch") if cfg.sd and getattr(cfg, name)]
         self.centres = nn.ModuleDict({name: Centre(cfg.prototypes) for name in terms})
         self.register_buffer("progress", torch.zeros((), dtype=torch.float64))
-        self.done = 0.0  # `progress` where reading it does not wait for the device
+        self.register_buffer("temperature", torch.zeros(()), persistent=False)  # the teacher's, of this step
+        self._go_to(0.0)
         self.register_buffer("class_names", pack_names(cfg.classes))
         self.register_load_state_dict_pre_hook(_check_classes)
         self.register_load_state_dict_post_hook(_read_progress)
@@ -109,13 +113,7 @@ class ARL(nn.Module):
     @property
     def optimisers(self) -> dict[str, dict[str, Any]]:
         """Beside the main AdamW: the discriminator's Adam, and one for the organ classifier on detached tokens."""
-        named: dict[str, dict[str, Any]] = {}
-        if self.discriminator is not None:
-            adam = {"kind": "adam", "betas": (0.5, 0.9), "lr": self.cfg.disc_lr, "weight_decay": 0.0}
-            named["discriminator"] = adam
-        if self.organ_head is not None:
-            named["organ"] = {"kind": "adamw", "betas": (0.9, 0.999), "lr": 1e-3, "weight_decay": 0.0}
-        return named
+        return optimisers_of(self.cfg)
 
     def facts(self) -> dict[str, str]:
         """What weights of this recipe say of themselves: the class list. Others are refused on loading."""
@@ -138,28 +136,7 @@ class ARL(nn.Module):
             (n, V + L, depth, 2) for drop path; with sd also "light" (n, V, 2) factors of brightness and contrast,
             "sigma" (n, V) pixels, and "local_box" (n, L, 4), "local_flip" (n, L).
         """
-        cfg, views = self.cfg, self.cfg.views
-        on: dict[str, Any] = {"generator": generator, "device": generator.device}
-        local = cfg.local_crops if cfg.sd else 0
-        boxes = draw_crops(n * views, cfg.source_size, generator, cfg.crop_area, cfg.crop_ratio)
-        drawn = {
-            "box": boxes.unflatten(0, (n, views)),
-            "flip": torch.rand(n, views, **on) < cfg.flip,
-            "noise": torch.rand(n, views, self.patches, **on),
-            "drop": torch.rand(n, **on) < cfg.cond_dropout,
-            "wrong": torch.randint(len(cfg.classes), (n,), **on),
-            "paths": torch.rand(n, views + local, cfg.depth, 2, **on),
-        }
-        if cfg.sd:
-            factors = 1 + cfg.photometric_range * (2 * torch.rand(n, views, 2, **on) - 1)
-            drawn["light"] = torch.where(torch.rand(n, views, 1, **on) < cfg.photometric, factors, 1.0)
-            low, high = cfg.blur_sigma
-            sigma = low + (high - low) * torch.rand(n, views, **on)
-            drawn["sigma"] = sigma * (torch.rand(n, views, **on) < cfg.blur)
-        if local:
-            boxes = draw_crops(n * local, cfg.source_size, generator, cfg.local_area, cfg.crop_ratio)
-            drawn |= {"local_box": boxes.unflatten(0, (n, local)), "local_flip": torch.rand(n, local, **on) < cfg.flip}
-        return drawn
+        return draw_all(n, self.cfg, self.patches, generator)
 
     # ---- pretraining
 
@@ -171,7 +148,8 @@ class ARL(nn.Module):
             draws: what `draw(B, ...)` and `conditions` give, on the images' device; without "organ", none is known.
 
         Returns:
-            Scalars: "loss" and its terms; "loss/discriminator" and "loss/organ", of the two other optimisers.
+            Scalars: "loss" and its terms; "loss/discriminator" and "loss/organ", of the two other optimisers; and
+            "organ_learned", the share of images that "loss/organ" is of: of a batch without one, both are 0.
 
         Raises:
             ValueError: the images are not uint8 of `cfg.source_size`.
@@ -179,14 +157,8 @@ class ARL(nn.Module):
         sharp = self.views(images, draws)  # (V * B, 1, S, S) in [-1, 1], view by view
         places, hidden = self.masks(draws["noise"])  # (V * B, M) of hidden patches, (V * B, N)
         label, seen = self.labels(len(images), draws)  # (B, classes) the teacher's, the student's
-        tokens = self.encoder.tokens(
-            sharp,
-            seen.repeat(self.cfg.views, 1),
-            hidden=hidden,
-            mask_token=self.mask_token,
-            scales=self._scales(draws["paths"][:, : self.cfg.views]),
-        )  # (V * B, 1 + N, D)
-        terms = self.rebuild(tokens, sharp, places)  # "pixels" = L_MIM + lambda * L_adv, and its parts
+        tokens = self._masked(sharp, seen, hidden, draws)  # (V * B, 1 + N, D)
+        terms = self.rebuild(tokens, sharp, places, draws)  # "pixels" = L_MIM + lambda * L_adv, and its parts
         loss = terms.pop("pixels")
         if self.teacher is not None:
             distilled = self.distil(tokens, sharp, images, places, label, seen, draws)
@@ -198,7 +170,23 @@ class ARL(nn.Module):
             terms["unknown_organ"] = (draws["organ"] < 0).float().mean()
         return {"loss": loss, **terms}
 
-    def rebuild(self, tokens: Tensor, sharp: Tensor, places: Tensor) -> dict[str, Tensor]:
+    def survey(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What an adaptive lambda needs of a micro-batch: of the means "layer", (2, P, W), both terms' gradients of the
+        last layer's weight. {} while no lambda is taken. Arguments as of `step`.
+        """
+        if self.discriminator is None or not self.judging or self.cfg.adv_lambda != "adaptive":
+            return {}, {}
+        sharp = self.views(images, draws)
+        places, hidden = self.masks(draws["noise"])
+        tokens = self._masked(sharp, self.labels(len(images), draws)[1], hidden, draws)
+        pred = self.pred(h := self._before_pixels(tokens, places))
+        target = gather_patches(patchify(sharp, self.cfg.patch_size), places)
+        _, *both = pixel_gradients(lambda x: self._judge(x, sharp, places), pred, target, self.cfg.mim_reduction)
+        return {}, {"layer": torch.stack([layer_gradient(d, h) for d in both])}
+
+    def rebuild(
+        self, tokens: Tensor, sharp: Tensor, places: Tensor, draws: Mapping[str, Tensor] | None = None
+    ) -> dict[str, Tensor]:
         """L_MIM on the hidden patches and, once it has begun, lambda * L_adv; "pixels" is their sum.
 
         The gradients of both at the predicted pixels are known before any backward pass, so lambda costs two small
@@ -208,32 +196,36 @@ class ARL(nn.Module):
         pred = self.pred(h)  # (V * B, M, p * p)
         target = gather_patches(patchify(sharp, self.cfg.patch_size), places)
         mim = mim_loss(pred, target, self.cfg.mim_reduction)
-        if self.discriminator is None or self.done < self.cfg.adv_start:
+        if self.discriminator is None or not self.judging:
             return {"pixels": mim, "mim": mim.detach()}
-        return {"mim": mim.detach(), **self._adversarial(h, pred, target, mim, sharp, places)}
+        return {"mim": mim.detach(), **self._adversarial(h, pred, target, mim, sharp, places, draws or {})}
 
     @torch.compiler.disable  # it differentiates by itself
     def _adversarial(
-        self, h: Tensor, pred: Tensor, target: Tensor, mim: Tensor, sharp: Tensor, places: Tensor
+        self,
+        h: Tensor,
+        pred: Tensor,
+        target: Tensor,
+        mim: Tensor,
+        sharp: Tensor,
+        places: Tensor,
+        draws: Mapping[str, Tensor],
     ) -> dict[str, Tensor]:
-        assert self.discriminator is not None
         cfg = self.cfg
-        with torch.enable_grad():
-            leaf = pred.detach().float().requires_grad_()
-            adv = generator_loss(self.discriminator(self._judged(leaf, sharp, places)))
-            (d_adv,) = torch.autograd.grad(adv, leaf)  # with respect to the pixels alone: D gets no gradient
-        d_mim = mim_gradient(pred.detach(), target, cfg.mim_reduction)
-        if cfg.adv_lambda == "adaptive":
-            norms = [mean_over_ranks(layer_gradient(d, h.detach())) for d in (d_mim, d_adv)]
-            weight = adaptive_lambda(norms[0], norms[1], cfg.lambda_eps, cfg.lambda_max)
+        adv, d_mim, d_adv = pixel_gradients(lambda x: self._judge(x, sharp, places), pred, target, cfg.mim_reduction)
+        if cfg.adv_lambda == "adaptive":  # of the whole batch's gradients: the same however it is cut
+            own = torch.stack([layer_gradient(d, h.detach()) for d in (d_mim, d_adv)])
+            whole = mean_of_all(own, draws, "layer")
+            weight = adaptive_lambda(whole[0], whole[1], cfg.lambda_eps, cfg.lambda_max)
         else:
-            weight = torch.full_like(adv.detach(), float(cfg.adv_lambda))
-        pixels = with_gradient(mim.detach() + weight * adv.detach(), pred, d_mim + weight * d_adv)
+            weight = torch.full_like(adv, float(cfg.adv_lambda))
+        pixels = with_gradient(mim.detach() + weight * adv, pred, d_mim + weight * d_adv)
         both = [self._judged(patches, sharp, places) for patches in (target, pred.detach().float())]
+        assert self.discriminator is not None
         real, fake = self.discriminator(torch.cat(both)).chunk(2)
         return {
             "pixels": pixels,
-            "adv": adv.detach(),
+            "adv": adv,
             "lambda": weight,
             "loss/discriminator": discriminator_loss(real, fake),
             "disc_accuracy": accuracy(real, fake),
@@ -251,7 +243,7 @@ class ARL(nn.Module):
     ) -> dict[str, Tensor]:
         """L_SD: the student's masked views against the teacher's whole ones, each with the other view."""
         assert self.teacher is not None and self.head is not None
-        cfg, frozen = self.cfg, self.done < self.cfg.freeze_last
+        cfg, frozen = self.cfg, self.fixed
         with torch.no_grad():  # the teacher sees whole, re-lit views and always the label
             lit = relit(sharp, draws["light"], draws["sigma"], cfg.blur_sigma[1])
             guide = self.teacher.encoder.tokens(lit, label.repeat(cfg.views, 1))
@@ -265,11 +257,17 @@ class ARL(nn.Module):
                 wanted_patches = self.teacher.head(gather_patches(guide[:, 1:], places)).flatten(0, 1)[None]
             our_patches = self.head(gather_patches(tokens[:, 1:], places), frozen).flatten(0, 1)[None]
             pairs["sd_patch"] = (our_patches, wanted_patches)
-        temps = {"student_temp": cfg.student_temp, "teacher_temp": self.teacher_temp()}
         losses = {}
         for name, (student, teacher) in pairs.items():
             centre = cast(Centre, self.centres[name])
-            losses[name] = distillation_loss(student, teacher, centre.value, same=name == "sd_patch", **temps)
+            losses[name] = distillation_loss(
+                student,
+                teacher,
+                centre.value,
+                student_temp=cfg.student_temp,
+                teacher_temp=self.temperature,
+                same=name == "sd_patch",
+            )
             if self.training:
                 centre.note(teacher)  # moves the centre after the update, not before its use
         return losses
@@ -285,8 +283,19 @@ class ARL(nn.Module):
             self.teacher.follow(self.encoder, self.head, self.momentum())  # of the step that was just done
         for centre in self.centres.values():
             cast(Centre, centre).update(self.cfg.centre_momentum)
-        self.done = progress
+        self._go_to(progress)
         self.progress.fill_(progress)
+
+    @torch.no_grad()
+    def _go_to(self, progress: float) -> None:
+        """What a step reads of its place in the run: two switches, and a tensor, because torch.compile would take a
+        number that is another one in every step for a constant, and compile anew each time.
+        """
+        cfg = self.cfg
+        self.done = progress  # `self.progress`, where reading it does not wait for the device
+        self.judging = cfg.adv and progress >= cfg.adv_start
+        self.fixed = progress < cfg.freeze_last  # the prototypes
+        self.temperature.fill_(self.teacher_temp())
 
     def momentum(self) -> float:
         """The teacher's momentum now: from `teacher_momentum` up to 1 by half a cosine."""
@@ -319,6 +328,16 @@ class ARL(nn.Module):
         label = one_hot(slots, len(cfg.classes))
         return label, label * ~draws["drop"][:, None]
 
+    def _masked(self, sharp: Tensor, seen: Tensor, hidden: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        """The student's tokens of the masked views, (V * B, 1 + N, D)."""
+        return self.encoder.tokens(
+            sharp,
+            seen.repeat(self.cfg.views, 1),
+            hidden=hidden,
+            mask_token=self.mask_token,
+            scales=self._scales(draws["paths"][:, : self.cfg.views]),
+        )
+
     def _scales(self, noise: Tensor) -> Tensor | None:
         """(B, V, depth, 2) -> (V * B, depth, 2) factors, or None where every branch is kept."""
         if not (self.training and self.cfg.drop_path):
@@ -345,12 +364,18 @@ class ARL(nn.Module):
         whole = self.cfg.disc_input == "composite"
         return pasted(pixels, sharp, places, p) if whole else pixels.reshape(-1, 1, p, p)
 
+    def _judge(self, pixels: Tensor, sharp: Tensor, places: Tensor) -> Tensor:
+        assert self.discriminator is not None
+        logits: Tensor = self.discriminator(self._judged(pixels, sharp, places))
+        return logits
+
     def _learn_organs(self, cls: Tensor, draws: dict[str, Tensor]) -> dict[str, Tensor]:
         """Cross-entropy of the organ classifier on class tokens that have not seen the label; none to the encoder."""
         assert self.organ_head is not None
         organ = draws.get("organ", torch.full_like(draws["wrong"], -1)).repeat(self.cfg.views)
-        unseen = draws["drop"].repeat(self.cfg.views)
-        return {"loss/organ": organ_error(self.organ_head(cls.detach()), organ, unseen, self.cfg.cond_dropout)}
+        usable = draws["drop"].repeat(self.cfg.views) & (organ >= 0)
+        error = organ_error(self.organ_head(cls.detach()), organ, usable, self.cfg.cond_dropout)
+        return {"loss/organ": error, "organ_learned": usable.float().mean()}
 
     # ---- what is looked at
 
@@ -381,24 +406,7 @@ class ARL(nn.Module):
 
     def param_groups(self, weight_decay: float) -> list[dict[str, Any]]:
         """Decayed or not (biases, norms, positions, AC, w_k, prototypes), slower for offsets; two more optimisers."""
-        found: dict[tuple[str, bool, bool], list[nn.Parameter]] = {}
-        for name, p in self.named_parameters():
-            if not p.requires_grad:
-                continue
-            root = name.split(".", 1)[0]
-            owner = {"discriminator": "discriminator", "organ_head": "organ"}.get(root, "main")
-            free = owner != "main" or p.ndim <= 1 or any(part in name for part in _NO_DECAY)
-            found.setdefault((owner, free, ".acdt.offsets." in name), []).append(p)
-        return [
-            {
-                "optimiser": owner,
-                "name": f"{owner}{' offsets' if slow else ''}{' no_decay' if free else ''}",
-                "params": params,
-                "weight_decay": 0.0 if free else weight_decay,
-                "lr_scale": self.cfg.offset_lr if slow else 1.0,
-            }
-            for (owner, free, slow), params in found.items()
-        ]
+        return groups_of(self, weight_decay, self.cfg.offset_lr)
 
     # ---- after pretraining
 
@@ -447,45 +455,13 @@ class ARL(nn.Module):
 
     def encoder_export(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The trained encoder for others: timm's keys, plus `acdt` in each block; without acdt timm loads it."""
-        cfg = self.cfg
         state = {name: value.detach().cpu().clone() for name, value in self.trained.state_dict().items()}
-        arch = {"class": "training.models.avit.AViT", "acdt": cfg.acdt, "anatomy": cfg.anatomy, **self._vit_args()}
-        meta: dict[str, Any] = {
-            "model_name": None if cfg.acdt else "vit_base_patch16_224",
-            "model_args": {**self._vit_args(), "num_classes": 0},
-            "arch": {**arch, **self._acdt_options().__dict__} if cfg.acdt else arch,
-            "classes": list(cfg.classes),
-            "input_size": [1, cfg.image_size, cfg.image_size],
-            "mean": [0.5],
-            "std": [0.5],
-            "interpolation": "bicubic",
-            "crop_pct": 0.875 if cfg.eval_view == "centre" else 1.0,
-            "pool": cfg.pool,
-        }
-        return state, meta
+        return state, export_facts(self.cfg)
 
     # ---- small parts
 
     def _slots(self, organs: Sequence[str | None]) -> Tensor:
         return organ_slots(organs, self.cfg.classes, self.cfg.missing, self.cfg.unknown_name)
-
-    def _vit_args(self) -> dict[str, Any]:
-        cfg = self.cfg
-        size = {"img_size": cfg.image_size, "patch_size": cfg.patch_size, "in_chans": 1}
-        return {**size, "embed_dim": cfg.width, "depth": cfg.depth, "num_heads": cfg.heads}
-
-    def _acdt_options(self) -> ACDTOptions:
-        cfg = self.cfg
-        names = ("taps", "base_grid", "offset_groups", "offset_range", "w_mode", "w_std", "backend")
-        return ACDTOptions(classes=len(cfg.classes), **{name: getattr(cfg, name) for name in names})
-
-
-_NO_DECAY = ("anatomy.", "acdt.w", "pos_embed", "cls_token", "mask_token", "prototypes")
-
-
-def _decoder(cfg: ARLConfig) -> nn.Sequential:
-    blocks = [ACDTBlock(cfg.decoder_width, cfg.decoder_heads, qkv_bias=True) for _ in range(cfg.decoder_depth)]
-    return nn.Sequential(nn.Linear(cfg.width, cfg.decoder_width), *blocks, nn.LayerNorm(cfg.decoder_width, eps=1e-6))
 
 
 def _check_classes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_: Any) -> None:
@@ -496,4 +472,4 @@ def _check_classes(module: nn.Module, state: dict[str, Tensor], prefix: str, *_:
 
 def _read_progress(module: nn.Module, _: Any) -> None:
     if isinstance(module, ARL):
-        module.done = float(module.progress)
+        module._go_to(float(module.progress))

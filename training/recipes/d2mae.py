@@ -30,7 +30,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "deblurrmae": {"blur": "static", "embed": "none", "finetune_blur": "fixed", "fixed_sigma": 1.1},
     "mae": {"blur": "none", "embed": "none", "loss_on": "masked", "finetune_blur": "none"},
 }
-"""The paper's method and its two baselines as overrides of the config, usable with every preset."""
+"""The paper's method and its two baselines as overrides of the config, usable with every preset (`--variant`)."""
 
 
 class D2MAEConfig(BaseModel):
@@ -97,7 +97,7 @@ class D2MAEConfig(BaseModel):
         if self.decoder_width % self.decoder_heads:
             raise ValueError(f"decoder_width {self.decoder_width} is not a multiple of decoder_heads")
         if not self.sigmas or list(self.sigmas) != sorted(set(self.sigmas)) or self.sigmas[0] <= 0:
-            raise ValueError(f"sigmas must be positive and rising, not {self.sigmas}")
+            raise ValueError(f"sigmas must be one or more, positive and rising, not {list(self.sigmas)}")
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise ValueError(f"crop_area must be (smallest, largest) in (0, 1], not {self.crop_area}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:
@@ -139,6 +139,9 @@ class D2MAE(nn.Module):
         "small": {"recipe": _SMALL, "run": {"steps": 5000, "batch_size": 64, "lr": 5e-4}},
         # thyroid: 8,000 epochs of 10 steps, 40 of them warm-up; plain shuffle within one organ
         "paper": {"recipe": {}, "run": {"steps": 80_000, "batch_size": 1024, "warmup": 0.005, "gamma": 1.0}},
+    }
+    variants: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+        name: {"recipe": changes} for name, changes in VARIANTS.items()
     }
     bank: Tensor
     source_bank: Tensor | None

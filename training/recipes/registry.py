@@ -27,6 +27,9 @@ class Recipe(Protocol):
 
     Besides what is listed below, a recipe may have any of these; the trainer asks whether it does:
 
+    `variants` (ClassVar): the paper's ablations and baselines by name, in the form of `presets` and usable with each of
+        them: name -> {"recipe": overrides of the config, "run": overrides of the trainer's}. The first is the paper's
+        own method and changes nothing.
     `optimisers` (ClassVar or property): name -> {"kind": "adamw" or "adam", "betas": (b1, b2), "lr": a constant rate
         (None: the run's schedule), "weight_decay", "clip_grad", "eps"}, every key optional, what is left out is the
         run's; see `training.optimisers.OptimiserSpec`. Without it there is one AdamW, "main".
@@ -40,6 +43,10 @@ class Recipe(Protocol):
         place, so that a checkpoint holds it and a step whose loss is not finite can be undone. Means over the batch
         that it needs: add up in buffers during `step` (it is called once per micro-batch) and take them through
         `training.distributed.mean_over_ranks` here.
+    `survey(images, draws)`: for losses that look across the batch. Gives (rows, means), two dicts: tensors (b, ...) of
+        the micro-batch's images, and tensors whose mean over micro-batches counts. Of several, the trainer
+        calls it for every micro-batch before the first `step`, without gradient; what all ranks found is then among the
+        draws of each `step`, where `training.accumulate` reads it. So the whole batch is one, however it is cut.
     `columns` (ClassVar or property): catalog columns that a step needs beside the image, e.g. ("organ",); and
     `conditions(columns)`: makes tensors of them, {"organ": ["breast", None, ...]} -> {"organ": int64 (n,)}. Words come
         as lists with None where unknown, numbers as tensors. The result is put among the `draws` of `step` and

@@ -17,11 +17,11 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
+from training.accumulate import among_all, in_mean, rows_of_all
 from training.losses_contrast import (
     Positives,
     UsageSource,
     channel_shares,
-    gather_ranks,
     logit_consistency,
     nt_xent,
     one_patient,
@@ -139,6 +139,12 @@ _SMALL: Mapping[str, Any] = {
     "proj_out": 128,
     "lpips": {"kind": "none"},
 }
+VARIANTS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
+    "tusa": {},
+    "softmax": {"recipe": {"activation": "softmax"}},
+    **{f"no_{term}": {"recipe": {"weights": {term: 0.0}}} for term in ("lpips", "logit", "contrast", "entropy")},
+}
+"""Name -> overrides, usable with every preset. K and the kernels' size are numbers: `--set textures=3`."""
 _RUN: Mapping[str, Any] = {"warmup": 0.0, "betas": (0.9, 0.999), "weight_decay": 0.01, "clip_grad": 1.0, "gamma": 0.0}
 
 
@@ -151,7 +157,7 @@ class TUSA(nn.Module):
     """
 
     presets: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
-        "micro": {"recipe": _MICRO, "run": {**_RUN, "steps": 100, "batch_size": 8, "lr": 1e-3}},
+        "micro": {"recipe": _MICRO, "run": {**_RUN, "steps": 100, "batch_size": 8, "lr": 3e-4}},
         "small": {"recipe": _SMALL, "run": {**_RUN, "steps": 3000, "batch_size": 16, "lr": 5e-4, "min_lr": 5e-6}},
         # 1000 epochs of 10,000 drawn images, organs uniformly
         "paper": {
@@ -159,6 +165,7 @@ class TUSA(nn.Module):
             "run": {**_RUN, "steps": 313_000, "batch_size": 32, "lr": 1e-4, "min_lr": 1e-6, "epoch_size": 10_000},
         },
     }
+    variants: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = VARIANTS
     perceptual_sha256: Tensor
 
     def __init__(self, cfg: TUSAConfig) -> None:
@@ -199,8 +206,8 @@ class TUSA(nn.Module):
         Returns:
             Scalars: "loss"; each term that is on, raw ("l1", "ssim", "lpips", "logit", "contrast", "entropy") and as it
             enters the loss ("weighted/l1", ...); "textures_used", e to the entropy of the channels' use, 1 ... K; and
-            "support", how many channels share a pixel. "contrast" and "entropy" look across the batch, and under
-            torchrun across all ranks; gradient accumulation makes the batch they see smaller.
+            "support", how many channels share a pixel. "contrast" and "entropy" look across the whole batch: all ranks
+            and, with what `survey` saw, all micro-batches.
 
         Raises:
             ValueError: the images are not uint8 of `cfg.source_size`.
@@ -210,13 +217,13 @@ class TUSA(nn.Module):
         encoded = self.network.encode(x := _signed(seen.flatten(0, 2)))  # all four views of all images in one pass
         terms: dict[str, Callable[[], Tensor]] = {}
         if cfg.weights.contrast > 0:
-            ignored = one_patient(gather_ranks(draws["patient"])) if "patient" in draws else None
-            z = self.project(encoded.latent(cfg.latent))  # (B of all ranks, 2, 2, proj_out)
+            ignored = one_patient(rows_of_all(draws, "patient")) if "patient" in draws else None
+            z = among_all(self.project(encoded.latent(cfg.latent)), draws, "z")  # (all B, 2, 2, proj_out)
             terms["contrast"] = lambda: nt_xent(z, cfg.temperature, cfg.positives, ignored)
         if cfg.decodes:
             logits = self.network.decode(x, encoded.hidden).float()  # (4 B, K, S, S)
             maps = self.activate(logits)
-            shares = gather_ranks(channel_shares(logits, maps, cfg.entropy_source)[None]).mean(0)  # (K,)
+            shares = in_mean(channel_shares(logits, maps, cfg.entropy_source), draws, "shares")  # (K,) of all images
             terms["logit"] = lambda: logit_consistency(logits.unflatten(0, seen.shape[:3]))
             terms["entropy"] = lambda: usage_entropy(shares)
         if cfg.rebuilds:
@@ -230,6 +237,21 @@ class TUSA(nn.Module):
         loss = torch.stack(list(weighted.values())).sum()
         watched = _use(shares.detach(), maps.detach()) if cfg.decodes else {}
         return {"loss": loss, **raw, **{name: value.detach() for name, value in weighted.items()}, **watched}
+
+    def survey(self, images: Tensor, draws: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """What the terms across the batch need of a micro-batch: rows "z", "patient"; of the means "shares".
+
+        Costs one more pass without gradient. Arguments as of `step`.
+        """
+        cfg, seen = self.cfg, self.views(images, draws)[1]
+        encoded = self.network.encode(x := _signed(seen.flatten(0, 2)))
+        rows: dict[str, Tensor] = {}
+        if cfg.weights.contrast > 0:
+            rows = {"z": self.project(encoded.latent(cfg.latent)), **{k: draws[k] for k in ("patient",) if k in draws}}
+        if not cfg.decodes:
+            return rows, {}
+        logits = self.network.decode(x, encoded.hidden).float()
+        return rows, {"shares": channel_shares(logits, self.activate(logits), cfg.entropy_source)}
 
     @property
     def columns(self) -> tuple[str, ...]:
@@ -257,10 +279,10 @@ class TUSA(nn.Module):
         return sparsemax(logits) if self.cfg.activation == "sparsemax" else logits.float().softmax(1)
 
     def project(self, latent: Tensor) -> Tensor:
-        """Latents of all views -> encodings for the contrastive term, (B of all ranks, 2, 2, proj_out)."""
+        """Latents of all views -> encodings for the contrastive term, (B, 2, 2, proj_out)."""
         assert self.head is not None
         z: Tensor = self.head(latent)
-        return gather_ranks(z.unflatten(0, (-1, SPATIAL, COLOURS)))
+        return z.unflatten(0, (-1, SPATIAL, COLOURS))
 
     def perceptual_term(self, rebuilt: Tensor, target: Tensor) -> Tensor:
         """Perceptual distance of (B, 2, 2, 1, S, S) in (-1, 1) to (B, 2, 1 or 2, 1, S, S) in [0, 1]; scalar."""

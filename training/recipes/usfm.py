@@ -159,6 +159,7 @@ class USFM(nn.Module):
             "run": {**_RUN, "steps": 213_664, "batch_size": 2048, "base_lr": 5e-5, "min_lr": 2e-5, "gamma": 0.5},
         },
     }
+    variants: ClassVar[Mapping[str, Mapping[str, Mapping[str, Any]]]] = VARIANTS
     rings: Tensor
     mean: Tensor
     std: Tensor

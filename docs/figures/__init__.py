@@ -1,0 +1,1 @@
+"""The pictures of the documents: read docs/make_figures.py first."""
