@@ -134,7 +134,7 @@ def measure(wanted: Mapping[str, Sequence[int]], work: Path, images: int, steps:
     runs: dict[str, Any] = {}
     for name, seeds in wanted.items():
         runs[name] = about([trained(lake, work / "runs", name, seed, steps) for seed in seeds])
-        runs[name]["seeds"] = list(seeds)
+        runs[name] |= {"seeds": list(seeds), "settings": list(VARIANTS[name].settings)}
     tasks = {name: task for name, target in TARGETS.items() if (task := task_of(lake, target)) is not None}
     scores: dict[str, Any] = {name: {} for name in wanted}
     for name, seeds in wanted.items():

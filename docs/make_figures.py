@@ -34,9 +34,9 @@ DOCS = Path(__file__).parent
 sys.path.insert(0, str(DOCS.parent / "benchmarks"))
 import learns  # noqa: E402  (found through the line above)
 
-DPI = 150
-COLOURS = 256  # of the palette
-MANY_COLOURS = ("overview", "recipe-tusa")  # a palette would tint their greys
+DPI = 130
+COLOURS = 160  # of the palette
+MANY_COLOURS = ("overview", "recipe-tusa", "recipe-arl")  # a palette would change their colours
 
 
 def main() -> None:

@@ -65,7 +65,7 @@ def test_formulas_are_latex_that_markdown_leaves_alone(source, name):
 
 
 @pytest.mark.parametrize("page", ["recipes.md", *(f"recipes/{name}.md" for name in NUMBERS)])
-def test_links_lead_to_files_and_tests_to_their_lines(page):
+def test_links_lead_to_files_and_lines_that_exist(page):
     path = PROJECT / "docs" / page
     text = path.read_text("utf-8")
     links = re.findall(r"\]\(([^)#\s]+)(?:#L(\d+)(?:-L(\d+))?)?\)", text)
@@ -73,8 +73,6 @@ def test_links_lead_to_files_and_tests_to_their_lines(page):
     for file, first, last in links:
         lines = (path.parent / file).read_bytes().splitlines()  # raises if it is not there
         assert int(last or first or 0) <= len(lines), f"{file}#L{last or first}"
-        if file.endswith(".py") and first and not last:
-            assert lines[int(first) - 1].startswith(b"def test_"), f"{file}#L{first}"
     for picture in PICTURE.findall(text):
         assert (path.parent / picture).read_bytes().startswith(b"\x89PNG"), picture
 

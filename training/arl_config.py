@@ -96,7 +96,7 @@ class ARLConfig(BaseModel):
     disc_input: Literal["patch", "composite"] = "patch"  # ours; composite: the image with its rebuilt patches in place
     disc_width: int = Field(default=64, gt=0)  # ours
     disc_lr: float = Field(default=1e-4, gt=0)  # ours
-    spectral_norm: bool = False  # ours
+    spectral_norm: bool = False  # ours; advances with each pass: a batch in pieces is the whole one up to that alone
 
     # self-distillation
     sd: bool = True

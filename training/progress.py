@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, cfg: RunConfig, quiet: bool) -> None:
         self._bar = Bar(
-            TextColumn(f"{cfg.recipe} {cfg.preset}"),
+            TextColumn(" ".join(filter(None, (cfg.recipe, cfg.variant, cfg.preset)))),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),

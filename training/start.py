@@ -18,6 +18,8 @@ def check_sizes(cohort: Any, cfg: RunConfig, peers: World) -> None:
     Raises:
         ConfigError: if not.
     """
+    if not cohort.rows:
+        raise ConfigError("The cohort is empty: there is nothing to train on.", hint="What there is:  usdata catalog")
     images = cohort.rows if cfg.epoch_size is None else cfg.epoch_size
     pieces = peers.size * cfg.accumulate
     fits = max(1, min(cohort.rows, images) // pieces) * pieces

@@ -38,7 +38,7 @@ def to_float(images: Tensor) -> Tensor:
     """
     if images.dtype != torch.uint8:
         raise ValueError(f"images must be uint8, not {images.dtype}")
-    return images.float() / 255.0
+    return images.float().div_(255.0)
 
 
 def stored(images: Tensor, size: int) -> Tensor:

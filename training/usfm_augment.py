@@ -36,7 +36,8 @@ def _turned(images: Tensor, angle: Tensor) -> Tensor:
         centres = (torch.arange(size, device=images.device, dtype=torch.float32) * 2 + 1) / size - 1
         y, x = centres[:, None], centres[None, :]
         sine, cosine = (f(angle.float())[:, None, None] for f in (torch.sin, torch.cos))
-        places = torch.stack([cosine * x - sine * y, sine * x + cosine * y], dim=-1)  # (B, S, S, 2): x, y to read at
+        places = images.new_empty((len(angle), size, size, 2))  # x, y to read at; half the time of a stack
+        places[..., 0], places[..., 1] = cosine * x - sine * y, sine * x + cosine * y
         return torch.nn.functional.grid_sample(images, places, padding_mode="zeros", align_corners=False)
 
 

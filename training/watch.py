@@ -14,6 +14,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from training import inference
 from training.config import RunConfig
 from training.data import conditions, generator, merged, read_images, stable_seed
 from training.distributed import World
@@ -24,19 +25,6 @@ from usdata.dedup import near_duplicate_groups
 from usdata.errors import ConfigError
 
 OWNERS = ("patient", "study", "clip")  # catalog columns whose equal keys no split may part
-
-
-@torch.no_grad()
-def embed(recipe: Any, images: NDArray[np.uint8], batch_size: int = 64) -> NDArray[np.float32]:
-    """Features of images (n, 256, 256) uint8 by `recipe.encode` in eval mode, fp32, on its device: (n, D) float32."""
-    was_training, device = recipe.training, next(recipe.parameters()).device
-    recipe.eval()
-    parts = [
-        recipe.encode(torch.from_numpy(images[i : i + batch_size])[:, None].to(device)).float().cpu().numpy()
-        for i in range(0, len(images), batch_size)
-    ]
-    recipe.train(was_training)
-    return np.concatenate(parts)
 
 
 def image_groups(keys: Mapping[str, Sequence[str | None]], images: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -148,7 +136,7 @@ class Watch:
             self._draw(recipe, step)
         if not self._due(self.cfg.probe_every, step, first, final):
             return {}
-        features = embed(recipe, self.images)
+        features = inference.features(recipe, self.images)  # told nothing but the pixels
         rank = effective_rank(features)
         found: dict[str, Any] = {"step": step, "images": len(features), "features": features.shape[1]}
         found |= {"effective_rank": rank, "collapsed": rank < self.cfg.collapse_below}

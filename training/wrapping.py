@@ -15,7 +15,6 @@ from training.config import RunConfig
 from training.distributed import World
 from usdata.errors import ConfigError
 
-
 _NAMES = signature(DistributedDataParallel.__init__).parameters
 _SYNC = "forward_sync_buffers" if "forward_sync_buffers" in _NAMES else "broadcast_buffers"  # its name up to torch 2.12
 
@@ -48,13 +47,9 @@ def wrapped(recipe: Any, cfg: RunConfig, peers: World, optimisers: int = 1) -> n
         module.compile(dynamic=False)
     if peers.size == 1:
         return module
-    devices = [peers.device.index] if peers.device.type == "cuda" else None
+    options: dict[str, Any] = {_SYNC: False, "gradient_as_bucket_view": True, "find_unused_parameters": optimisers > 1}
     return DistributedDataParallel(
-        module,
-        device_ids=devices,
-        **{_SYNC: False},
-        gradient_as_bucket_view=True,
-        find_unused_parameters=optimisers > 1,
+        module, device_ids=[peers.device.index] if peers.device.type == "cuda" else None, **options
     )
 
 

@@ -194,7 +194,11 @@ def score_facts(found: dict[str, Any]) -> dict[str, Any]:
         "rows": rows,
         "gains": gains,
         "reach": reach,
-        "verdicts": [*(_verdict(one) for one in found.get("gain", [])), *_against_thumbnails(found["scores"])],
+        "verdicts": [
+            *_what_was_told(str(found.get("condition", "null"))),
+            *(_verdict(one) for one in found.get("gain", [])),
+            *_against_thumbnails(found["scores"]),
+        ],
     }
 
 
@@ -243,6 +247,13 @@ def _verdict(one: dict[str, Any]) -> str:
     if high < 0:
         return f"By the {how}, pretraining lowered the accuracy ({span})."
     return f"By the {how}, pretraining made no difference to the accuracy that these images can show ({span})."
+
+
+def _what_was_told(condition: str) -> Iterator[str]:
+    """That the encoder knew more than the pixels, if it did (`training.inference`)."""
+    if condition != "null":
+        told = {"label": "the organ in the catalog", "wrong": "a wrong organ", "predict": "its own guess of the organ"}
+        yield f"Beside the pixels the encoder was told {told.get(condition, condition)} of each image."
 
 
 def _against_thumbnails(scores: list[dict[str, Any]]) -> Iterator[str]:

@@ -119,7 +119,7 @@ def _speckle(n: int) -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 def config(recipe: str, size: str, batch: int, **settings: Any) -> RunConfig:
     """The preset at this batch; a perceptual network with random weights, whose cost is the trained one's."""
-    sets = [f"batch_size={batch}", *(f"{name}={value}" for name, value in settings.items())]
+    sets = [f"batch_size={batch}", "min_lr=0.0", *(f"{name}={value}" for name, value in settings.items())]
     if recipe == "tusa" and size == "paper":
         sets.append("lpips.kind=random")
     if recipe == "arl":  # as it is after the first hundredths of a run

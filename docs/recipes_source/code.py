@@ -24,10 +24,9 @@ class Code:
 
 @dataclass(frozen=True)
 class Test:
-    """A test function: its file (from the project's root), its line and its name."""
+    """A test function: its file (from the project's root) and its name."""
 
     file: str
-    line: int
     name: str
 
     @property
@@ -96,7 +95,7 @@ def tests() -> dict[str, list[Test]]:
     for path in sorted([*TESTS.glob("test_*.py"), *(ROOT / "tests" / "usdata").glob("test_*.py")]):
         nodes = [node for node in ast.parse(_text(path)).body if isinstance(node, ast.FunctionDef)]
         where = str(path.relative_to(ROOT))
-        found[path.name] = [Test(where, n.lineno, n.name) for n in nodes if n.name.startswith("test_")]
+        found[path.name] = [Test(where, n.name) for n in nodes if n.name.startswith("test_")]
     return found
 
 

@@ -170,10 +170,12 @@ def test_an_unknown_organ_is_an_error_or_no_class_as_arl_is_told(pretrain, cohor
     assert re.search(told, said), said
 
 
-def test_a_cohort_below_the_batch_is_told_a_batch_that_fits_whatever_it_is_cut_into(pretrain, tmp_path):
+def test_a_cohort_below_the_batch_is_told_a_batch_that_fits_whatever_it_is_cut_into(pretrain, cohort, tmp_path):
     code, said = pretrain("d2mae", "batch_size=64", "accumulate=16")
     assert code == 1
     assert "40 images are too few for a batch of 64. Lower the batch: --set batch_size=32 " in said
+    cohort["cohort"].rows = 0
+    assert "The cohort is empty: there is nothing to train on. What there is: usdata catalog" in pretrain("d2mae")[1]
     assert not (tmp_path / "run").exists()
 
 

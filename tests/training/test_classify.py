@@ -9,8 +9,8 @@ from fakes.training_fakes import FakeCohort
 from training.checkpoint import random_encoder
 from training.config import resolve
 from training.downstream.classify import probe_cohort, rows_of, score
+from training.inference import features
 from training.train import pretrain
-from training.watch import embed
 from usdata.errors import ConfigError, UsdataError
 
 
@@ -73,8 +73,10 @@ def test_the_majority_is_that_of_the_training_part():
 
 def test_features_do_not_depend_on_the_batch_they_are_computed_in():
     recipe, images = random_encoder("tiny", "micro"), FakeCohort().images()
-    np.testing.assert_allclose(embed(recipe, images, 7), embed(recipe, images, 40), rtol=1e-5, atol=1e-6)
-    assert embed(recipe, images).shape == (40, 8)
+    np.testing.assert_allclose(
+        features(recipe, images, batch_size=7), features(recipe, images, batch_size=40), rtol=1e-5, atol=1e-6
+    )
+    assert features(recipe, images).shape == (40, 8)
 
 
 def test_a_class_of_one_patient_is_refused_by_name():
@@ -220,7 +222,7 @@ def test_a_random_vit_on_busi_is_scored_within_bounds(real_data):
     files = sorted(p for p in (real_data / "busi").rglob("*.png") if "_mask" not in p.name)
     images = np.stack([np.asarray(Image.open(p).convert("L").resize((256, 256))) for p in files])
     recipe = random_encoder("d2mae", "micro")
-    result = score(images, [p.parent.name for p in files], np.arange(45), {"random": lambda x: embed(recipe, x)})
+    result = score(images, [p.parent.name for p in files], np.arange(45), {"random": lambda x: features(recipe, x)})
     assert result["classes"] == {"benign": 15, "malignant": 15, "normal": 15}
     found = methods(result)["random", "linear"]["accuracy"]
     assert found["low"] < found["value"] < found["high"] < 0.9  # 45 images say little, and the interval admits it

@@ -17,6 +17,7 @@ from usdata.errors import LakeError, QueryError, UsdataError
 from usdata.lake import Lake
 from usdata.report import command_line, write_report
 from usdata.report_figures import Series, line_chart, outlines, ticks
+from usdata.report_run import score_facts
 from usdata.schema import QUARANTINE, SAMPLES, table_of
 
 HOSTILE = "<script>alert('x')</script>"
@@ -315,3 +316,10 @@ def test_commands_are_quoted_as_one_would_type_them() -> None:
     assert command_line("usdata", "sql", "select 'a'") == "usdata sql \"select 'a'\""
     assert command_line("x", 'a "b" $c') == "x 'a \"b\" $c'"
     assert command_line("usdata", 3, Path("lake")) == "usdata 3 lake"
+
+
+def test_scores_of_an_encoder_that_was_told_the_organ_say_so() -> None:
+    found = {"label": "malignant", "classes": {"no": 3, "yes": 4}, "groups": 5, "folds": 2, "scores": []}
+    assert "verdicts" in score_facts(found) and not score_facts(found)["verdicts"]
+    (said,) = score_facts({**found, "condition": "label"})["verdicts"]
+    assert "was told the organ in the catalog" in said

@@ -259,18 +259,23 @@ class ARL(nn.Module):
             pairs["sd_patch"] = (our_patches, wanted_patches)
         losses = {}
         for name, (student, teacher) in pairs.items():
-            centre = cast(Centre, self.centres[name])
             losses[name] = distillation_loss(
                 student,
                 teacher,
-                centre.value,
+                cast(Centre, self.centres[name]).value,
                 student_temp=cfg.student_temp,
                 teacher_temp=self.temperature,
                 same=name == "sd_patch",
             )
-            if self.training:
-                centre.note(teacher)  # moves the centre after the update, not before its use
+        if self.training:
+            self._note({name: teacher for name, (_, teacher) in pairs.items()})
         return losses
+
+    @torch.compiler.disable  # one gap in the compiled step; inside the loop above it would leave all of it uncompiled
+    def _note(self, logits: Mapping[str, Tensor]) -> None:
+        """The teacher's raw logits, which move the centres after the update, not before their use."""
+        for name, values in logits.items():
+            cast(Centre, self.centres[name]).note(values)
 
     @torch.no_grad()
     def after_step(self, progress: float = 0.0) -> None:
