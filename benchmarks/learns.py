@@ -28,6 +28,7 @@ from ingest.run import ingest
 from training import checkpoint
 from training.config import RunConfig, resolve
 from training.downstream.label_subsets import label_subset
+from training.inference import features
 from training.probe import (
     METRICS,
     Floats,
@@ -42,7 +43,7 @@ from training.probe import (
 )
 from training.runlog import read
 from training.train import pretrain
-from training.watch import OWNERS, embed, image_groups
+from training.watch import OWNERS, image_groups
 from usdata.files import read_json, write_json
 from usdata.lake import Lake
 
@@ -65,8 +66,8 @@ VARIANTS: Mapping[str, Variant] = {
     "d2mae": Variant("d2mae", 1200),
     "usfm": Variant("usfm", 1000),
     "tusa": Variant("tusa", 200),
-    "arl": Variant("arl", 600),
-    "arl-null": Variant("arl", 600, ("condition=null",)),  # never told the organ: what its labels are worth
+    "arl": Variant("arl", 1000),
+    "arl-null": Variant("arl", 1000, ("condition=null",)),  # never told the organ: what its labels are worth
 }
 
 
@@ -102,7 +103,7 @@ class Task:
 def main() -> None:
     """Train, probe, compare, write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--recipes", nargs="+", choices=list(VARIANTS), default=list(VARIANTS))
+    parser.add_argument("--recipes", nargs="+", choices=list(VARIANTS), default=["d2mae", "usfm", "tusa", "arl"])
     parser.add_argument("--seeds", type=int, default=2, help="runs of each recipe, with seeds 0, 1, ...")
     parser.add_argument("--steps", type=int, help="instead of each recipe's own number")
     parser.add_argument("--images", type=int, default=2000, help="simulated ones, half of them for pretraining")
@@ -136,6 +137,8 @@ def measure(wanted: Mapping[str, Sequence[int]], work: Path, images: int, steps:
         runs[name] = about([trained(lake, work / "runs", name, seed, steps) for seed in seeds])
         runs[name] |= {"seeds": list(seeds), "settings": list(VARIANTS[name].settings)}
     tasks = {name: task for name, target in TARGETS.items() if (task := task_of(lake, target)) is not None}
+    if not tasks:
+        raise SystemExit(f"{images} images are too few: no target has two classes of {FEWEST} patients.")
     scores: dict[str, Any] = {name: {} for name in wanted}
     for name, seeds in wanted.items():
         probed = [probes(work / "runs" / f"{name}-{seed}", tasks) for seed in seeds]
@@ -304,10 +307,10 @@ def probes(run: Path, tasks: Mapping[str, Task]) -> dict[str, Any]:
 
 
 def _probed(recipe: Any, tasks: Mapping[str, Task]) -> dict[str, Any]:
-    """ARL is not told the organ here: `embed` gives it the image alone."""
+    """ARL is not told the organ here: it gets the image alone."""
     found: dict[str, Any] = {}
     for name, task in tasks.items():
-        x, classes = embed(recipe, task.images).astype(np.float64), len(task.names)
+        x, classes = features(recipe, task.images).astype(np.float64), len(task.names)
         if "rank" not in found:
             found["rank"] = np.array(effective_rank(x))
         found[f"{name}/linear"], _ = linear_probe(x, task.labels, task.groups, task.folds, classes)

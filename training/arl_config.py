@@ -169,6 +169,8 @@ _MICRO: Mapping[str, Any] = {
     "head_hidden": 64,
     "head_bottleneck": 32,
     "teacher_temp": (0.04, 0.04),
+    "teacher_momentum": 0.98,  # over 300 steps 0.996 would leave a third of the teacher at its random beginning
+    "adv_start": 0.5,  # a discriminator that pulls from the start keeps hidden patches at their mean grey
     "local_size": 32,
 }
 _SMALL: Mapping[str, Any] = {
@@ -187,7 +189,7 @@ _SMALL: Mapping[str, Any] = {
 _RUN: Mapping[str, Any] = {"betas": (0.9, 0.999), "weight_decay": 0.04, "weight_decay_end": 0.4, "clip_grad": 3.0}
 
 PRESETS: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
-    "micro": {"recipe": _MICRO, "run": {**_RUN, "steps": 300, "batch_size": 16, "lr": 1e-3}},
+    "micro": {"recipe": _MICRO, "run": {**_RUN, "weight_decay_end": None, "steps": 300, "batch_size": 32, "lr": 2e-3}},
     "small": {"recipe": _SMALL, "run": {**_RUN, "steps": 5000, "batch_size": 64, "lr": 5e-4}},
     # ours (iBOT, DINO): 100 epochs of 1 M drawn images, 10 of them warm-up
     "paper": {

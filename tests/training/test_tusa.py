@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from training.checkpoint import load_encoder, load_state
 from training.config import resolve
 from training.models.perceptual import PerceptualConfig, PerceptualWarning, build_perceptual
+from training.models.texture import TextureHead
 from training.recipes import registry
 from training.recipes.tusa import TUSA, TUSAConfig
 from training.runlog import read
@@ -406,3 +407,10 @@ def test_the_warning_names_the_kind():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         micro(weights={**OFF, "l1": 1.0}).param_groups(0.01)  # the term is off: nothing to warn of
+
+
+@pytest.mark.parametrize("textures", [2, 3, 5, 8])
+def test_every_kernel_gets_a_gradient_from_the_first_step(textures):
+    head = TextureHead(textures)
+    head(torch.rand(2, textures, 16, 16).softmax(1)).mean().backward()
+    assert (head.texture.weight.grad.abs().amax((1, 2, 3)) > 1e-3).all()

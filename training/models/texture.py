@@ -36,10 +36,10 @@ class TextureHead(nn.Module):
 
     @torch.no_grad()
     def reset(self) -> None:
-        """Kernels: the identity and noise of 0.02; echo levels of the channels spread evenly from -1 to 1 (ours)."""
+        """Kernels: the identity and noise of 0.02; echo levels of the channels spread from -1 to 1 (ours)."""
         nn.init.normal_(self.texture.weight, std=0.02)
         self.texture.weight[:, :, self.border, self.border] += 1.0
-        self.mix.weight.copy_(torch.linspace(-1.0, 1.0, self.channels).reshape(self.mix.weight.shape))
+        self.mix.weight.copy_(_levels(self.channels).reshape(self.mix.weight.shape))
         nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]
 
     def kernels(self) -> Tensor:
@@ -54,3 +54,9 @@ class TextureHead(nn.Module):
         with torch.autocast(maps.device.type, enabled=False):
             wide = F.pad(maps.float(), (self.border,) * 4, mode="reflect")
             return F.conv2d(wide, self.kernels(), self.mix.bias).tanh()
+
+
+def _levels(channels: int) -> Tensor:
+    """(K,) evenly from -1 to 1; not 0, at which a kernel would get no gradient: an odd K's middle is moved up."""
+    levels = torch.linspace(-1.0, 1.0, channels)
+    return torch.where(levels.abs() < 1e-6, 1.0 / (channels - 1), levels)
