@@ -77,7 +77,11 @@ def load_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).split("\n", 1)[0]
-        raise UsdataError(f"Cannot read the checkpoint {path}: {reason}", step="resume") from error
+        raise UsdataError(
+            f"Cannot read the checkpoint {path}: {reason}",
+            step="resume",
+            hint="Put a copy of the file back, or start a new run with another --out.",
+        ) from error
     if not isinstance(state, dict) or state.get("format") != STATE_FORMAT:
         found = state.get("format") if isinstance(state, dict) else type(state).__name__
         raise UsdataError(
@@ -253,12 +257,14 @@ def load_encoder(
     Args:
         directory: the OUT of `usdata pretrain`.
         classes: another list of organs for an ARL encoder. Known ones keep their features bit for bit wherever they
-            stand; a new one starts as the null class and wants fine-tuning. None: the weights' own list.
+            stand (with mode "predict" to 1e-6); a new one starts as the null class and wants fine-tuning. None: the
+            weights' own list.
         names: new name -> old name of classes that were renamed.
 
     Raises:
         UsdataError: no weights there, or the file is damaged.
-        ConfigError: weights of an unknown recipe, that do not fit it key by key, or that have no classes to change.
+        ConfigError: weights of an unknown recipe, that do not fit it key by key, that lie beside the encoder of another
+            run, or that have no classes to change.
     """
     path = Path(directory) / "recipe.safetensors"
     facts, state = _read_tensors(path)
@@ -269,7 +275,21 @@ def load_encoder(
         recipe: Any = registry.get(facts["recipe"])[0](config)
     refuse_other_facts(recipe, facts, path)
     _load_strictly(recipe, state, path)
+    _refuse_mixture(path, facts)
     return (recipe if classes is None else _with_classes(recipe, classes, names)).eval()
+
+
+def _refuse_mixture(path: Path, facts: Mapping[str, str]) -> None:
+    """One folder must not hold the recipe's weights of one run and the exported encoder of another."""
+    exported = path.with_name("encoder.safetensors")
+    other = _read_facts(exported) if exported.is_file() else facts
+    wrong = [key for key in ("recipe", "config_hash", "cohort_hash") if other.get(key) != facts.get(key)]
+    if wrong:
+        raise ConfigError(
+            f"{path} and {exported.name} beside it are of different runs: they differ in {', '.join(wrong)}.",
+            step="load",
+            hint="Put the files of one run together again.",
+        )
 
 
 def _config_of(facts: Mapping[str, str], path: Path) -> dict[str, Any]:

@@ -5,7 +5,7 @@ Under torchrun:  torchrun --nproc_per_node=8 -m training.cli pretrain d2mae ...
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -42,7 +42,9 @@ def pretrain(
         list[str] | None, typer.Option("--set", help="One setting, may repeat.", metavar="KEY=VALUE")
     ] = None,
     lake: LakeOption = DEFAULT_LAKE,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where a run in --out was interrupted.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where a run in --out was interrupted; a new --out starts anew.")
+    ] = False,
     max_hours: Annotated[float | None, typer.Option(help="Stop with a checkpoint after so long.", min=0)] = None,
     json: JsonOption = False,
 ) -> None:
@@ -54,9 +56,11 @@ def pretrain(
     from usdata.console import print_rows, say
     from usdata.lake import Lake
 
-    cfg = resolve(recipe, preset, config, set_ or [], variant)
+    cfg, images = resolve(recipe, preset, config, set_ or [], variant), Lake(lake).cohort(cohort)
+    if resume and is_first() and not (out / "checkpoint" / "last.pt").exists():
+        say(f"{out} holds no checkpoint: the run starts at step 0.")
     with Progress(cfg, quiet=json or not is_first()) as progress:
-        result = run(Lake(lake).cohort(cohort), cfg, out, resume=resume, max_hours=max_hours, progress=progress.update)
+        result = run(images, cfg, out, resume=resume, max_hours=max_hours, progress=progress.update)
     if not is_first():
         return
     if json:
@@ -93,7 +97,8 @@ def embed(
     json: JsonOption = False,
 ) -> None:
     """Features of every image of a cohort as Parquet, to be joined with the catalog by sample_id."""
-    from training.embed import embed_cohort, joining_sql
+    from training.embed import embed_cohort
+    from training.result_table import joining_sql
     from usdata.console import print_rows, say
     from usdata.lake import Lake
 
@@ -110,6 +115,13 @@ def embed(
     )
 
 
+def _below_one(share: float | None) -> float | None:
+    """Typer's ranges have no open end."""
+    if share is not None and share >= 1:
+        raise typer.BadParameter(f"{share:g} is not below 1: something must stay visible.")
+    return share
+
+
 @app.command()
 def obs(
     encoder: Annotated[Path, typer.Option("--encoder", help="The --out of a run of d2mae.", metavar="DIR")],
@@ -117,9 +129,15 @@ def obs(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Parquet table to write.", metavar="FILE")] = None,
     step: Annotated[int | None, typer.Option(help="Every how many levels; default: the run's (2).", min=1)] = None,
     criterion: Annotated[
-        str | None, typer.Option(help="abs, or rel: over the error of doing nothing; default: the run's (abs).")
+        Literal["abs", "rel"] | None,
+        typer.Option(
+            help="abs: mean squared error of the deblurred image; rel: that relative to doing nothing, so over the "
+            "error of the blurred image; default: the run's (abs)."
+        ),
     ] = None,
-    mask_ratio: Annotated[float | None, typer.Option(help="Audit: hide this share of the patches.", min=0)] = None,
+    mask_ratio: Annotated[
+        float | None, typer.Option(help="Audit: hide this share of the patches, below 1.", min=0, callback=_below_one)
+    ] = None,
     masks: Annotated[int | None, typer.Option(help="Masks to average over, with --mask-ratio.", min=1)] = None,
     cache: Annotated[
         Path | None, typer.Option(help="What is known of each image; default: obs in --encoder.", metavar="DIR")
@@ -131,6 +149,7 @@ def obs(
 ) -> None:
     """How much to blur each image before fine-tuning (D2MAE's optimal blurriness search), without labels."""
     from training.obs_cohort import image_bar, search_cohort
+    from training.result_table import joining_sql
     from usdata.console import print_rows, say
     from usdata.lake import Lake
 
@@ -154,16 +173,8 @@ def obs(
         print_rows(found.table(), as_json=False)
         say(f"{found.rows:,} images: {found.computed:,} searched, {found.cached:,} from the cache {found.cache}")
         if found.path:
-            say(f"  In SQL:  select * from '{found.path}' join samples using (sample_id)")
-    if len(found.sigmas) == 1:
-        say("  The model knows one level only: there was nothing to choose.")
-    if found.collapsed:
-        sigma = found.sigmas[found.level]
-        say(
-            f"usdata: Warning: {found.share:.1%} of the images share level {found.level} (sigma {sigma:g}); the search "
-            "has told next to nothing about them.",
-            "  Compare:  --criterion rel   or   --mask-ratio 0.75 --masks 4   or fine-tune without: finetune_blur=none",
-        )
+            say(f"  In SQL:  {joining_sql(found.path, lake)}")
+    say(*found.remarks())
 
 
 @downstream.command("probe")

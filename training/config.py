@@ -7,7 +7,7 @@ Nothing unknown is ignored: a key that nobody has is an error with the nearest n
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
@@ -43,7 +43,7 @@ FREE_ON_RESUME = frozenset(
 
 
 # Free on resume too, where the run was stopped by a number that is not finite.
-MAY_CURE = frozenset({"lr", "base_lr", "min_lr", "clip_grad", "precision"})
+MAY_CURE = frozenset({"lr", "base_lr", "min_lr", "clip_grad", "precision", "recipe_config.disc_lr"})
 
 
 class RunConfig(BaseModel):
@@ -200,6 +200,18 @@ def recipe_config(recipe: str, values: Mapping[str, Any]) -> BaseModel:
     return _validated(model, given, f"recipe {recipe}")  # YAML takes the word null for nothing
 
 
+def cures(cfg: RunConfig, terms: Iterable[str]) -> str:
+    """The settings that a run may go on with after these terms were not finite, as one would type them."""
+    slower = f"--set lr={cfg.peak_lr / 10:.3g}"
+    if cfg.min_lr > cfg.peak_lr / 10:
+        slower += " --set min_lr=0"
+    clipped = f"--set clip_grad={1 if cfg.clip_grad is None else cfg.clip_grad / 10:.3g}"
+    ways = [slower, clipped]
+    if any("discriminator" in term for term in terms) and "disc_lr" in cfg.recipe_config:  # its rate is its own
+        ways = [f"--set disc_lr={cfg.recipe_config['disc_lr'] / 10:.3g}", clipped]
+    return "   or  ".join(f"--resume {way}" for way in ways)
+
+
 def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Set[str] = frozenset()) -> list[str]:
     """What tells two dumped configs apart: "steps was 12, now 13"; of nested mappings only the keys that differ."""
     if then.get("recipe") != now.get("recipe"):  # the rest then differs too, and is no help
@@ -208,7 +220,8 @@ def differences(then: Mapping[str, Any], now: Mapping[str, Any], free: Set[str] 
     for key in sorted((now.keys() | then.keys()) - free):
         before, after = then.get(key), now.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            other = [name for name in sorted(before.keys() | after.keys()) if before.get(name) != after.get(name)]
+            names = [name for name in sorted(before.keys() | after.keys()) if f"{key}.{name}" not in free]
+            other = [name for name in names if before.get(name) != after.get(name)]
             before, after = ({name: side.get(name) for name in other} for side in (before, after))
         if before != after:
             found.append(f"{key} was {before!r}, now {after!r}")

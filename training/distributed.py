@@ -277,7 +277,7 @@ def choose_device(device: str, local_rank: int = 0) -> torch.device:
         if index >= torch.cuda.device_count():
             raise ConfigError(
                 f"Device {device!r} is not there: PyTorch sees {torch.cuda.device_count()} GPUs.",
-                hint="Train on the CPU:  --set device=cpu",
+                hint="On the CPU:  --device cpu        In `usdata pretrain`:  --set device=cpu",
             )
         return torch.device("cuda", index)
     return chosen

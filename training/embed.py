@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from training import checkpoint, inference
+from training import checkpoint, inference, result_table
 from usdata.batch import to_device
-from usdata.errors import ConfigError, UsdataError
+from usdata.errors import UsdataError
 from usdata.files import explain_os_errors, file_xxh, replacing
 
 SIGN = b"usdata.embeddings"  # key in the file's metadata by which such a file is known
@@ -72,18 +72,15 @@ def embed_cohort(
 
     Raises:
         ConfigError: weights that do not fit their recipe key by key or can't be told so, an empty cohort, or `out` is
-            some other file.
+            some other file or not named `.parquet`.
         UsdataError: no weights there, damaged ones, or features that are not finite.
         LakeError: `out` can't be written, or images can't be read.
     """
     from training.distributed import choose_device
 
     path = Path(out)
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more.")
-    if not cohort.rows:
-        raise ConfigError("The cohort is empty: there is nothing to embed.", hint="What there is:  usdata catalog")
-    _check_target(path)
+    result_table.check_cohort(cohort, batch_size, "embed")
+    result_table.check_target(path, SIGN, "embeddings.parquet")
     recipe = checkpoint.load_encoder(encoder).to(choose_device(device))
     condition = inference.chosen(recipe, condition)
     wrong = _wrong(recipe, cohort, seed) if condition == "wrong" else {}
@@ -93,27 +90,8 @@ def embed_cohort(
         names = inference.class_names(recipe)
         facts["told_instead"] = {names[right]: names[false] for right, false in wrong.items()}
     started = time.monotonic()
-    groups = _groups(_features(recipe, cohort, condition, wrong, batch_size))
-    first = next(groups)  # before the file is opened: most mistakes show here
-    size = first[1].shape[1]
-    schema = _schema(size).with_metadata({SIGN: json.dumps({**facts, "features": size}, sort_keys=True).encode()})
-    rows = 0
-    with explain_os_errors(path, step="embed", elsewhere="with -o FILE"), replacing(path) as file:
-        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
-            for group in _chained(first, groups):
-                writer.write_batch(_record_batch(*group, schema), row_group_size=ROWS)
-                rows += len(group[0])
-        if rows != cohort.rows:
-            raise UsdataError(f"{rows:,} images were read of a cohort of {cohort.rows:,}.", step="embed")
-    return Embedded(path, rows, size, weights, condition, time.monotonic() - started)
-
-
-def joining_sql(out: Path | str, lake: Path | str) -> str:
-    """SQL that any DuckDB runs: each row of embeddings with its image's row of the lake's catalog."""
-    file, parts = (
-        str(one).replace("'", "''") for one in (out, f"{str(lake).rstrip('/')}/catalog/samples/**/*.parquet")
-    )
-    return f"select * from '{file}' join read_parquet('{parts}', union_by_name=true) using (sample_id)"
+    size = _write(path, _groups(_features(recipe, cohort, condition, wrong, batch_size)), facts, cohort.rows)
+    return Embedded(path, cohort.rows, size, weights, condition, time.monotonic() - started)
 
 
 def read_facts(path: Path | str) -> dict[str, Any]:
@@ -122,25 +100,7 @@ def read_facts(path: Path | str) -> dict[str, Any]:
     Raises:
         ConfigError: it is no such file.
     """
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{path} is no Parquet file: {error}") from error
-    if SIGN not in metadata:
-        raise ConfigError(f"{path} holds no embeddings of `usdata embed`.")
-    return dict(json.loads(metadata[SIGN]))
-
-
-def _check_target(path: Path) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder.", hint="Name a file:  -o embeddings.parquet")
-    if path.exists():
-        try:
-            read_facts(path)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{path} is there already and holds something else.", hint="Choose another name with -o."
-            ) from error
+    return result_table.read_facts(path, SIGN, "embeddings of `usdata embed`")
 
 
 def _facts(cohort: Any, encoder: Path | str) -> dict[str, Any]:
@@ -198,6 +158,24 @@ def _groups(batches: Iterator[Group]) -> Iterator[Group]:
             ids, parts = ids[ROWS:], [joined[ROWS:]]
     if ids:
         yield ids, np.concatenate(parts)
+
+
+def _write(path: Path, groups: Iterator[Group], facts: dict[str, Any], expected: int) -> int:
+    """The file, whole or not at all; how many numbers an embedding has."""
+    first = next(groups)  # before the file is opened: most mistakes show here
+    size, rows = first[1].shape[1], 0
+    schema = _schema(size).with_metadata({SIGN: json.dumps({**facts, "features": size}, sort_keys=True).encode()})
+    with (
+        explain_os_errors(path, step="embed", elsewhere="with -o FILE", kept="the images are encoded anew"),
+        replacing(path) as file,
+    ):
+        with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            for group in _chained(first, groups):
+                writer.write_batch(_record_batch(*group, schema), row_group_size=ROWS)
+                rows += len(group[0])
+        if rows != expected:
+            raise UsdataError(f"{rows:,} images were read of a cohort of {expected:,}.", step="embed")
+    return size
 
 
 def _schema(size: int) -> pa.Schema:

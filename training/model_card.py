@@ -249,7 +249,8 @@ def _training(run: dict[str, Any], facts: Mapping[str, str], out: Path) -> str:
     settings = yaml.safe_dump(run["config"], sort_keys=False, allow_unicode=True)
     return (
         f"## Training\n\nusdata {facts.get('code_version', 'unknown')}; hash of the settings: `{run['config_hash']}`. "
-        f"Again: `usdata pretrain {run['config']['recipe']} --config config.json` with the cohort above.\n\n"
+        f"Again: `usdata pretrain {run['config']['recipe']} --config config.json --cohort EXPR --out NEW`, with the "
+        "cohort above.\n\n"
         f"<details><summary>All settings</summary>\n\n```yaml\n{settings}```\n\n</details>\n\n"
         + ("The last step and probe:\n\n" + _table(["", "value"], rows) if rows else "")
     )

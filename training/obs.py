@@ -250,7 +250,7 @@ def finetune_levels(
     """
     if model.cfg.finetune_blur == "obs":
         return search(model, images, ids, **search_options).t_star
-    level = 0 if model.cfg.finetune_blur == "none" else model.level_of(model.cfg.fixed_sigma)
+    level = 0 if model.cfg.finetune_blur == "none" else model.level_of(model.cfg.finetune_sigma)
     return np.full(len(images), level, np.int64)
 
 

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from training import checkpoint
+from training import checkpoint, result_table
 from training.config import recipe_config
 from training.distributed import choose_device
 from training.masking import visible_patches
@@ -38,6 +39,7 @@ SCHEMA = pa.schema(
 )
 _GROUP = 8192  # rows that the file stores together, whatever the batch
 SIGN = b"usdata.obs"  # key in the file's metadata by which such a file is known
+_MEASURED = {"abs": "mean squared error", "rel": "relative to doing nothing"}  # what each criterion is, for people
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class CohortSearch:
 
     Attributes:
         rows: images, of which `computed` were searched now and `cached` were known.
+        known: levels that the model knows, of which every `step`-th was tried.
         sigmas: pixels of blur at each level that was tried.
         histogram: images that chose each level.
         curve: mean of the criterion over all images, per level.
@@ -58,6 +61,8 @@ class CohortSearch:
     computed: int
     cached: int
     criterion: str
+    known: int
+    step: int
     sigmas: dict[int, float]
     histogram: dict[int, int]
     curve: dict[int, float]
@@ -79,9 +84,23 @@ class CohortSearch:
                 "sigma": self.sigmas[level],
                 "images": n,
                 "share": f"{n / self.rows:.1%}",
-                f"mean {self.criterion} error": self.curve[level],
+                _MEASURED[self.criterion]: self.curve[level],
             }
             for level, n in self.histogram.items()
+        ]
+
+    def remarks(self) -> list[str]:
+        """What to make of a search that has told little or nothing; no lines where it has told something."""
+        if self.known == 1:
+            return ["  The model knows one level only: there was nothing to choose."]
+        if len(self.sigmas) == 1:
+            return [f"  Step {self.step} leaves one of {self.known} levels: there was nothing to choose."]
+        if not self.collapsed:
+            return []
+        return [
+            f"usdata: Warning: {self.share:.1%} of the images share level {self.level} (sigma "
+            f"{self.sigmas[self.level]:g}); the search has told next to nothing about them.",
+            "  Compare:  --criterion rel   or   --mask-ratio 0.75 --masks 4   or fine-tune without: finetune_blur=none",
         ]
 
 
@@ -113,17 +132,15 @@ def search_cohort(
         progress: called with the number of images after each batch.
 
     Raises:
-        ConfigError: weights that can't deblur, wrong settings, an empty cohort, or `out` is some other file.
+        ConfigError: weights that can't deblur, wrong settings, an empty cohort, or `out` is some other file or not
+            named `.parquet`.
         UsdataError: no weights there, or an error that is not finite.
         LakeError: `out` or the cache can't be written, or images can't be read.
     """
-    if batch_size < 1:
-        raise ConfigError(f"batch_size is {batch_size}; it must be 1 or more.")
-    if not cohort.rows:
-        raise ConfigError("The cohort is empty: there is nothing to search.", hint="What there is:  usdata catalog")
+    result_table.check_cohort(cohort, batch_size, "search")
     path, folder = None if out is None else Path(out), Path(cache or Path(encoder) / "obs")
     if path is not None:
-        _check_target(path)
+        result_table.check_target(path, SIGN, "levels.parquet")
     model = load_deblurrer(encoder, settings or {}).to(choose_device(device))
     with Searcher(model, folder, next(model.parameters()).device) as searcher:
         counts, sums = np.zeros(len(searcher.levels), np.int64), np.zeros(len(searcher.levels))
@@ -136,20 +153,29 @@ def search_cohort(
                 write(batch["sample_id"], best, [model.cfg.levels[t] for t in best], losses)
                 if progress is not None:
                     progress(len(losses))
-    rows, most = int(counts.sum()), int(counts.argmax())
+    return _found(searcher, counts, sums, folder, path)
+
+
+def _found(
+    searcher: Searcher, counts: NDArray[np.int64], sums: NDArray[np.float64], folder: Path, path: Path | None
+) -> CohortSearch:
+    """Of (L,) images and (L,) sums of the losses at the levels that were tried."""
+    cfg, rows, most = searcher.model.cfg, int(counts.sum()), int(counts.argmax())
     return CohortSearch(
-        rows,
-        searcher.computed,
-        rows - searcher.computed,
-        model.cfg.obs_criterion,
-        {t: model.cfg.levels[t] for t in searcher.levels},
-        dict(zip(searcher.levels, counts.tolist(), strict=True)),
-        dict(zip(searcher.levels, (sums / rows).tolist(), strict=True)),
-        searcher.levels[most],
-        float(counts[most] / rows),
-        len(counts) > 1 and rows > 1 and bool(counts[most] > DOMINANT * rows),
-        folder,
-        path,
+        rows=rows,
+        computed=searcher.computed,
+        cached=rows - searcher.computed,
+        criterion=cfg.obs_criterion,
+        known=len(cfg.levels) - 1,
+        step=cfg.obs_step,
+        sigmas={t: cfg.levels[t] for t in searcher.levels},
+        histogram=dict(zip(searcher.levels, counts.tolist(), strict=True)),
+        curve=dict(zip(searcher.levels, (sums / rows).tolist(), strict=True)),
+        level=searcher.levels[most],
+        share=float(counts[most] / rows),
+        collapsed=len(counts) > 1 and rows > 1 and bool(counts[most] > DOMINANT * rows),
+        cache=folder,
+        path=path,
     )
 
 
@@ -157,7 +183,8 @@ def search_cohort(
 def image_bar(rows: int, quiet: bool) -> Iterator[Callable[[int], None]]:
     """A callback for `progress` that draws a bar on stderr, where that is a terminal and not `quiet`."""
     columns = (TextColumn("blur search"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet, transient=True) as bars:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bars:
         bar = bars.add_task("", total=rows)
         yield lambda images: bars.advance(bar, images)
 
@@ -207,25 +234,7 @@ def read_facts(path: Path | str) -> dict[str, Any]:
     Raises:
         ConfigError: it is no such file.
     """
-    try:
-        metadata = pq.read_schema(path).metadata or {}
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"{path} is no Parquet file: {error}") from error
-    if SIGN not in metadata:
-        raise ConfigError(f"{path} holds no blur levels of `usdata obs`.")
-    return dict(json.loads(metadata[SIGN]))
-
-
-def _check_target(path: Path) -> None:
-    if path.is_dir():
-        raise ConfigError(f"{path} is a folder.", hint="Name a file:  -o levels.parquet")
-    if path.exists():
-        try:
-            read_facts(path)
-        except ConfigError as error:
-            raise ConfigError(
-                f"{path} is there already and holds something else.", hint="Choose another name with -o."
-            ) from error
+    return result_table.read_facts(path, SIGN, "blur levels of `usdata obs`")
 
 
 def _facts(model: D2MAE, searcher: Searcher, cohort: Any, encoder: Path | str) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from usdata.schema import slot_of, taxonomy
 
 SCHEME = "arl16"
 NO_CLASS = -1  # its vector is all zeros, so that the bias of AC is the learned null class
+_UNLIKELY = -16.0  # the organ classifier's bias of a new class: a logit of 0 would take a share from the known ones
 NAME_BYTES = 1024  # of the buffer that carries the class list in the weights
 
 Missing = Literal["null", "other"]
@@ -55,8 +56,13 @@ def organ_slot(
         return classes.index(slot)
     if unknown == "null":
         return NO_CLASS
+    reason = (
+        f"Organ {organ!r} belongs to none of the classes of organs."
+        if organ in known
+        else f"No organ named {organ!r}.{nearest(organ, {*known, *classes})}"
+    )
     raise ConfigError(
-        f"No organ named {organ!r}.{nearest(organ, {*known, *classes})}",
+        reason,
         hint=f"Leave it out:  --cohort \"organ <> '{organ}'\"   or train it without a class:  --set unknown_name=null"
         f"   Classes: {', '.join(classes)}",
     )
@@ -153,6 +159,8 @@ def remap_classes(
 ) -> dict[str, Tensor]:
     """Weights of one class list for another: columns follow their names, new classes start as the null class.
 
+    The organ classifier never guesses a new class before it has been trained (a share of some 1e-7; ours).
+
     Args:
         state: a recipe's state dict.
         new: the class list to go to.
@@ -171,7 +179,7 @@ def remap_classes(
         if key.endswith("anatomy.weight"):  # (D, classes)
             moved[key] = torch.where(found >= 0, value[:, found.clamp(min=0)], 0.0)
         elif key.startswith("organ_head."):  # (classes, D) and (classes,)
-            rows = value[found.clamp(min=0)]
-            moved[key] = torch.where((found >= 0).view(-1, *[1] * (rows.ndim - 1)), rows, 0.0)
+            rows, unlikely = value[found.clamp(min=0)], _UNLIKELY if key.endswith("bias") else 0.0
+            moved[key] = torch.where((found >= 0).view(-1, *[1] * (rows.ndim - 1)), rows, unlikely)
     moved["class_names"] = pack_names(new)
     return moved

@@ -18,7 +18,7 @@ from torch import Tensor
 from training import checkpoint, model_card
 from training.accumulate import Piece, placed, surveyed
 from training.board import open_board
-from training.config import RunConfig
+from training.config import RunConfig, cures
 from training.data import Feed, conditions, generator, merged, rows
 from training.distributed import World, explain_lost_ranks, world
 from training.measure import Measured, Meter, Reading
@@ -231,8 +231,8 @@ class _Trainer:
         raise UsdataError(
             f"Step {step}: {', '.join(f'{name} is {value}' for name, value in wrong.items())}.",
             step=f"train step {step}",
-            hint=f"The weights of step {self.step} are in {self.out}. Go on from there with a lower rate, or with "
-            f"clipping:  --resume --set lr={self.cfg.peak_lr / 10:.3g}   or  --resume --set clip_grad=1",
+            hint=f"The weights of step {self.step} are in {self.out}. Go on from there with a lower rate, or with more "
+            f"clipping:  {cures(self.cfg, wrong)}",
         )
 
     def _look(self, first: bool = False, final: bool = False) -> None:

@@ -7,6 +7,7 @@ verb runs. Exit codes: 0 success, 1 an expected failure (one message, no traceba
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -404,6 +405,7 @@ def run_app(verbs: typer.Typer) -> None:
     signal.signal(signal.SIGTERM, _terminate)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:  # else nohup asked for it to be ignored
         signal.signal(signal.SIGHUP, _terminate)
+    warnings.formatwarning = _warning
     try:
         verbs()
     except SystemExit as end:
@@ -419,6 +421,11 @@ def run_app(verbs: typer.Typer) -> None:
     except OSError as error:  # the system's word on a file: a path too long, no permission to read, a broken disk
         typer.echo(f"usdata: {error.strerror or error}: {error.filename or 'a file'}", err=True)
         sys.exit(1)
+
+
+def _warning(message: Warning | str, *_: object, **__: object) -> str:
+    """A warning as a person reads it, without the line of code that it came from."""
+    return f"usdata: Warning: {message}\n"
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:

@@ -27,14 +27,14 @@ def explain_os_errors(
     elsewhere: str = "with --lake DIR",
     kept: str = "finished shards are kept",
 ) -> Iterator[None]:
-    """Turn a full, failing or unwritable disk into a LakeError that says what to do; other OSErrors pass.
+    """Turn a full, failing, unwritable or limited disk into a LakeError that says what to do; other OSErrors pass.
 
     Args:
         elsewhere: how to choose another place.
         kept: what of the work need not be done again.
 
     Raises:
-        LakeError: no space left, no permission to write, or the disk failed.
+        LakeError: no space left, a file too large for a limit, no permission to write, or the disk failed.
     """
     try:
         yield
@@ -45,6 +45,14 @@ def explain_os_errors(
                 dataset=dataset,
                 step=step,
                 hint=f"Free some space and run the same command again: {kept}.",
+            ) from error
+        if error.errno == errno.EFBIG:
+            raise LakeError(
+                f"{error.filename or where} would be larger than a file may be here ({error.strerror}).",
+                dataset=dataset,
+                step=step,
+                hint="Raise the limit (`ulimit -f unlimited`; FAT32 takes no file of 4 GiB) or choose another place "
+                f"{elsewhere}; then run the same command again: {kept}.",
             ) from error
         if error.errno in _DENIED:
             raise LakeError(

@@ -16,6 +16,7 @@ from training import checkpoint, train
 from training.cli import app
 from training.config import resolve
 from training.distributed import World
+from training.organ_condition import organ_slot
 from training.runlog import read
 from training.start import check_sizes
 from usdata import lake
@@ -349,3 +350,15 @@ def test_a_run_that_diverges_still_leaves_its_last_weights(pretrain, tmp_path):
     assert code == 1
     assert re.search(r"Step \d: .*is (nan|inf)", said), said
     assert (tmp_path / "run" / "checkpoint" / "last.pt").is_file()
+
+
+def test_fixed_blur_of_no_level_is_refused_before_the_training() -> None:
+    with pytest.raises(ConfigError, match=r"fixed_sigma 0.55 is the sigma of no blur level"):
+        resolve("d2mae", "micro", sets=["finetune_blur=fixed", "fixed_sigma=0.55"])
+    deblurr = checkpoint.build(resolve("d2mae", "micro", variant="deblurrmae", sets=["static_sigma=0.8"]))
+    assert deblurr.level_of(deblurr.cfg.finetune_sigma) == 1
+
+
+def test_an_organ_without_a_class_in_this_run_is_not_called_unknown() -> None:
+    with pytest.raises(ConfigError, match="Organ 'fetal_head' belongs to none of the classes"):
+        organ_slot("fetal_head", ("breast",), "null", "error")

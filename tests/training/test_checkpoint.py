@@ -331,3 +331,13 @@ def test_an_export_of_other_weights_is_refused_on_saving(vit, tmp_path, monkeypa
     monkeypatch.setattr(vit, "encoder_export", lambda: (state, meta), raising=False)
     with pytest.raises(UsdataError, match="other features"):
         export_encoder(vit, resolve("d2mae", "micro"), tmp_path, {})
+
+
+def test_the_encoder_of_another_run_beside_the_weights_is_noticed(out, tmp_path):
+    other = tmp_path / "other"
+    pretrain(FakeCohort(), resolve("tiny", "micro", sets=["steps=2", "seed=1"]), other)
+    (out / "encoder.safetensors").write_bytes((other / "encoder.safetensors").read_bytes())
+    with pytest.raises(ConfigError, match="are of different runs: they differ in config_hash"):
+        load_encoder(out)
+    (out / "encoder.safetensors").unlink()
+    assert load_encoder(out)

@@ -5,7 +5,7 @@ import json
 import pytest
 from fakes import training_fakes as _  # noqa: F401  registers "tiny"
 
-from training.config import FREE_ON_RESUME, RunConfig, differences, presets, resolve, variants
+from training.config import FREE_ON_RESUME, MAY_CURE, RunConfig, cures, differences, presets, resolve, variants
 from usdata.errors import ConfigError
 
 
@@ -159,7 +159,7 @@ def test_a_variant_may_change_the_trainer_too():
     assert resolve("usfm", "paper", variant="woS").gamma == 1.0
     mim = resolve("arl", "paper", variant="mim")
     assert (mim.betas, mim.weight_decay, mim.weight_decay_end, mim.peak_lr) == ((0.9, 0.95), 0.05, None, 6e-4)
-    assert resolve("arl", "micro", variant="mim").peak_lr == 1e-3  # the preset's own rate stays
+    assert resolve("arl", "micro", variant="mim").peak_lr == 2e-3  # the preset's own rate stays
 
 
 def test_an_unknown_variant_is_refused_with_the_nearest():
@@ -207,3 +207,16 @@ def test_the_nearest_key_is_looked_for_where_the_wrong_one_lies():
 
 def test_every_preset_named_in_the_help_exists():
     assert all(set(presets(recipe)) == {"micro", "small", "paper"} for recipe in RECIPES)
+
+
+def test_the_cures_of_a_nan_are_settings_that_change_something_and_are_taken():
+    run = resolve("usfm", "paper")  # min_lr 2e-5 is above a tenth of the rate after two cures
+    once = resolve("usfm", "paper", sets=["lr=4e-5"])
+    assert cures(run, ["loss"]) == "--resume --set lr=4e-05   or  --resume --set clip_grad=0.5"
+    assert cures(once, ["loss"]).startswith("--resume --set lr=4e-06 --set min_lr=0   or")
+    assert resolve("usfm", "paper", sets=["lr=4e-06", "min_lr=0"])
+    judge = resolve("arl", "micro")
+    assert cures(judge, ["loss/discriminator"]).startswith("--resume --set disc_lr=0.0001   or")
+    now = resolve("arl", "micro", sets=["disc_lr=1e-4"]).model_dump(mode="json")
+    assert differences(judge.model_dump(mode="json"), now)
+    assert not differences(judge.model_dump(mode="json"), now, MAY_CURE)

@@ -81,7 +81,7 @@ def test_the_paper_preset_is_the_published_setting():
 def test_the_baselines_are_the_paper_s():
     deblurr, mae = (D2MAEConfig(**VARIANTS[name]) for name in ("deblurrmae", "mae"))
     assert (deblurr.blur, deblurr.embed, deblurr.loss_on, deblurr.levels) == ("static", "none", "all", (0.0, 1.1))
-    assert deblurr.fixed_sigma == deblurr.static_sigma and deblurr.finetune_blur == "fixed"
+    assert deblurr.finetune_sigma == deblurr.static_sigma and deblurr.finetune_blur == "fixed"
     assert (mae.blur, mae.embed, mae.loss_on, mae.levels) == ("none", "none", "masked", (0.0,))
 
 

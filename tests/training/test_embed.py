@@ -1,9 +1,11 @@
 import json
 import re
+import resource
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import duckdb
 import numpy as np
@@ -20,6 +22,7 @@ from training import embed as embed_module
 from training.checkpoint import load_encoder
 from training.cli import app
 from training.config import resolve
+from training.distributed import choose_device
 from training.embed import embed_cohort, read_facts
 from training.inference import wrong_classes
 from training.train import pretrain
@@ -86,33 +89,33 @@ def test_the_file_says_which_weights_recipe_and_cohort_made_it(tmp_path, run):
 
 
 def test_the_same_again_gives_the_same_bytes(tmp_path, run):
-    for name in ("a", "b"):
+    for name in ("a.parquet", "b.parquet"):
         embed_cohort(FakeCohort(), run, tmp_path / name)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-    embed_cohort(FakeCohort(), run, tmp_path / "a")  # an earlier file of embeddings may be replaced
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
+    embed_cohort(FakeCohort(), run, tmp_path / "a.parquet")  # an earlier file of embeddings may be replaced
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
 
 
 def test_the_organ_is_told_only_when_asked_for(tmp_path, run):
     cohort, organ = FakeCohort(), load_encoder(run).organ.weight.detach().T.numpy()
-    names = [None, "null", "label", "wrong"]
-    for name in names:
-        done = embed_cohort(cohort, run, tmp_path / str(name), condition=name)
-        assert done.condition == read_facts(tmp_path / str(name))["condition"] == (name or "null")
-    assert features(tmp_path / "None").tobytes() == features(tmp_path / "null").tobytes()
-    plain, turns = features(tmp_path / "null"), [0, 1] * 20  # the fake's organs take turns
-    np.testing.assert_allclose(features(tmp_path / "label") - plain, organ[turns], atol=1e-5)
-    np.testing.assert_allclose(features(tmp_path / "wrong") - plain, organ[turns[::-1]], atol=1e-5)
-    assert read_facts(tmp_path / "wrong")["told_instead"] == {"breast": "thyroid", "thyroid": "breast"}
+    files = {name: tmp_path / f"{name}.parquet" for name in (None, "null", "label", "wrong")}
+    for name, file in files.items():
+        done = embed_cohort(cohort, run, file, condition=name)
+        assert done.condition == read_facts(file)["condition"] == (name or "null")
+    assert features(files[None]).tobytes() == features(files["null"]).tobytes()
+    plain, turns = features(files["null"]), [0, 1] * 20  # the fake's organs take turns
+    np.testing.assert_allclose(features(files["label"]) - plain, organ[turns], atol=1e-5)
+    np.testing.assert_allclose(features(files["wrong"]) - plain, organ[turns[::-1]], atol=1e-5)
+    assert read_facts(files["wrong"])["told_instead"] == {"breast": "thyroid", "thyroid": "breast"}
 
 
 def test_conditions_that_the_weights_do_not_know_are_refused(tmp_path, run, d2mae):
     with pytest.raises(ConfigError, match=r"condition 'predict': they have no organ classifier.\n.*null \| label"):
-        embed_cohort(FakeCohort(), run, tmp_path / "e", condition="predict")
+        embed_cohort(FakeCohort(), run, tmp_path / "e.parquet", condition="predict")
     with pytest.raises(ConfigError, match="condition 'label': they see nothing but the pixels"):
-        embed_cohort(FakeCohort(), d2mae, tmp_path / "e", condition="label")
+        embed_cohort(FakeCohort(), d2mae, tmp_path / "e.parquet", condition="label")
     with pytest.raises(ConfigError, match=r"No condition 'lable'\. Did you mean 'label'"):
-        embed_cohort(FakeCohort(), run, tmp_path / "e", condition="lable")
+        embed_cohort(FakeCohort(), run, tmp_path / "e.parquet", condition="lable")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -152,13 +155,14 @@ def test_arl_encodes_with_nothing_its_organ_its_guess_or_a_wrong_organ():
 
 def test_row_groups_and_order_do_not_depend_on_the_batch_size(tmp_path, run, monkeypatch):
     monkeypatch.setattr(embed_module, "ROWS", 16)
-    for size in (7, 16, 40):
-        embed_cohort(FakeCohort(), run, tmp_path / str(size), batch_size=size)
-    files = [pq.ParquetFile(tmp_path / str(size)) for size in (7, 16, 40)]
+    paths = [tmp_path / f"{size}.parquet" for size in (7, 16, 40)]
+    for path, size in zip(paths, (7, 16, 40), strict=True):
+        embed_cohort(FakeCohort(), run, path, batch_size=size)
+    files = [pq.ParquetFile(path) for path in paths]
     for file in files:
         assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [16, 16, 8]
         assert file.read()["sample_id"].equals(files[0].read()["sample_id"])
-    rows = [features(tmp_path / str(size)) for size in (7, 16, 40)]
+    rows = [features(path) for path in paths]
     for other in rows[1:]:
         np.testing.assert_allclose(other, rows[0], rtol=1e-5, atol=1e-5)
 
@@ -238,6 +242,26 @@ def test_a_failure_half_way_leaves_what_stood_there(tmp_path, run, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["e.parquet"]
 
 
+def test_a_file_beyond_the_limit_is_named_with_what_to_do(tmp_path, run):
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    out = tmp_path / "e.parquet"
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1024, hard))
+    try:
+        with pytest.raises(LakeError, match="would be larger than a file may be here") as caught:
+            embed_cohort(FakeCohort(), run, out)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.message.startswith(str(out))
+    assert "ulimit -f" in caught.value.hint and "with -o FILE" in caught.value.hint
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_gpu_that_is_not_there_is_told_with_the_option_of_every_verb():
+    with pytest.raises(ConfigError, match="not there") as caught:
+        choose_device("cuda:99")
+    assert "--device cpu" in caught.value.hint and "--set device=cpu" in caught.value.hint
+
+
 def test_another_file_is_never_replaced(tmp_path, run):
     (tmp_path / "thesis.parquet").write_text("mine")
     with pytest.raises(ConfigError, match="holds something else"):
@@ -246,11 +270,16 @@ def test_another_file_is_never_replaced(tmp_path, run):
     with pytest.raises(ConfigError, match="is a folder"):
         embed_cohort(FakeCohort(), run, tmp_path)
     with pytest.raises(ConfigError, match="1 or more"):
-        embed_cohort(FakeCohort(), run, tmp_path / "e", batch_size=0)
+        embed_cohort(FakeCohort(), run, tmp_path / "e.parquet", batch_size=0)
+    with pytest.raises(ConfigError, match=r"does not end in \.parquet.\n  Name it so:  -o .*table\.parquet"):
+        embed_cohort(FakeCohort(), run, tmp_path / "table.csv")
     nothing = FakeCohort()
     nothing.rows = 0
-    with pytest.raises(ConfigError, match="empty"):
-        embed_cohort(nothing, run, tmp_path / "e")
+    with pytest.raises(ConfigError, match=r"empty.*\n.*usdata catalog$"):
+        embed_cohort(nothing, run, tmp_path / "e.parquet")
+    nothing.lake = SimpleNamespace(address="/data/my lake")
+    with pytest.raises(ConfigError, match="usdata catalog --lake '/data/my lake'"):
+        embed_cohort(nothing, run, tmp_path / "e.parquet")
 
 
 def test_the_verb_says_what_it_wrote(tmp_path, d2mae, phantom_lake):

@@ -251,4 +251,6 @@ def test_levels_for_fine_tuning_follow_the_setting():
         warnings.simplefilter("ignore", OneLevelWarning)
         assert finetune_levels(model, images, ids(3)).tolist() == search(model, images, ids(3)).t_star.tolist()
     with pytest.raises(ConfigError, match="No blur level has sigma"):
-        finetune_levels(micro(finetune_blur="fixed", fixed_sigma=0.55), images, ids(3))
+        model.level_of(0.55)
+    with pytest.raises(ValueError, match="fixed_sigma 0.55 is the sigma of no blur level"):
+        micro(finetune_blur="fixed", fixed_sigma=0.55)

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from dataclasses import replace
 from typing import Any
 
 import duckdb
@@ -54,12 +55,12 @@ def test_it_finds_what_the_search_in_memory_finds_and_the_sums_are_right(tmp_pat
 
 
 def test_the_second_run_reads_the_cache_computes_nothing_and_writes_the_same_bytes(tmp_path, run, monkeypatch):
-    first = search_cohort(FakeCohort(), run, tmp_path / "a", cache=tmp_path / "cache")
+    first = search_cohort(FakeCohort(), run, tmp_path / "a.parquet", cache=tmp_path / "cache")
     with monkeypatch.context() as patch:
         patch.setattr("training.obs.level_losses", lambda *_: pytest.fail("it computes again"))
-        second = search_cohort(FakeCohort(), run, tmp_path / "b", cache=tmp_path / "cache", batch_size=3)
+        second = search_cohort(FakeCohort(), run, tmp_path / "b.parquet", cache=tmp_path / "cache", batch_size=3)
     assert (first.computed, second.computed, second.cached) == (40, 0, 40)
-    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert (tmp_path / "a.parquet").read_bytes() == (tmp_path / "b.parquet").read_bytes()
     wider = search_cohort(FakeCohort(44), run, cache=tmp_path / "cache")  # four more of the same
     assert (wider.computed, wider.cached) == (4, 40)
     assert search_cohort(FakeCohort(), run, cache=tmp_path / "cache", settings={"obs_step": 5}).computed == 40
@@ -109,7 +110,10 @@ def test_one_level_for_all_is_called_a_collapse_and_one_level_to_choose_from_is_
     monkeypatch.setattr("training.obs.level_losses", lambda _, sharp, levels, __: torch.ones(len(sharp), len(levels)))
     found = search_cohort(FakeCohort(), run, cache=tmp_path)
     assert (found.collapsed, found.level, found.share) == (True, 1, 1.0)
-    assert not search_cohort(FakeCohort(), run, cache=tmp_path, settings={"obs_step": 11}).collapsed
+    alone = search_cohort(FakeCohort(), run, cache=tmp_path, settings={"obs_step": 20})
+    assert not alone.collapsed
+    assert alone.remarks() == ["  Step 20 leaves one of 11 levels: there was nothing to choose."]
+    assert "knows one level only" in replace(alone, known=1).remarks()[0]
     monkeypatch.setattr("training.obs.level_losses", lambda _, sharp, levels, __: torch.full((len(sharp), 6), np.nan))
     with pytest.raises(UsdataError, match="error on image 'fake/000' is not finite"):
         search_cohort(FakeCohort(), run, cache=tmp_path / "nan")
@@ -123,16 +127,16 @@ def test_the_verb_prints_the_histogram_and_its_table_joins_the_catalog(tmp_path,
     done = CliRunner().invoke(app, words)
     assert done.exit_code == 0, done.output
     rows = phantom_lake.cohort("organ = 'breast'").rows
-    assert "mean abs error" in done.stdout and "0.1" in done.stdout
+    assert "mean squared error" in done.stdout and "0.1" in done.stdout
     assert f"{rows} images: {rows} searched, 0 from the cache" in done.stderr
     found = json.loads(CliRunner().invoke(app, [*words, "--json"]).stdout)
     assert (found["cached"], sum(found["histogram"].values()), found["path"]) == (rows, rows, str(out))
-    samples = phantom_lake.sql("select sample_id, organ from samples")
-    assert samples.num_rows == 80
-    joined = duckdb.sql(f"select count(*), min(organ) from '{out}' join samples using (sample_id)").fetchall()
-    assert joined == [(rows, "breast")]
+    joined = duckdb.connect().sql(done.stderr.split("In SQL:  ")[1].strip()).to_arrow_table()
+    assert (joined.num_rows, set(joined["organ"].to_pylist())) == (rows, {"breast"})
+    assert "t_star" in joined.column_names
     relative = CliRunner().invoke(app, [*words, "--criterion", "rel", "--step", "5", "--json"])
     assert list(json.loads(relative.stdout)["histogram"]) == ["1", "6", "11"]
+    assert "relative to doing nothing" in CliRunner().invoke(app, [*words, "--criterion", "rel"]).stdout
     audit = CliRunner().invoke(app, [*words, "--mask-ratio", "0.75", "--masks", "2", "--json"])
     assert json.loads(audit.stdout)["computed"] == rows
 
@@ -144,6 +148,13 @@ def test_the_verb_warns_when_one_level_takes_nearly_all(tmp_path, run, phantom_l
     assert done.exit_code == 0, done.output
     assert "Warning: 100.0% of the images share level 1 (sigma 0.1)" in done.stderr
     assert "--criterion rel" in done.stderr
+
+
+@pytest.mark.parametrize("more", [("--criterion", "foo"), ("--mask-ratio", "1"), ("--mask-ratio", "-0.1")])
+def test_options_out_of_range_are_wrong_usage_and_named(more):
+    done = CliRunner().invoke(app, ["obs", "--encoder", "run", "--cohort", "all", *more])
+    assert done.exit_code == 2
+    assert more[0] in done.stderr and "--set" not in done.stderr
 
 
 def test_models_that_cannot_deblur_are_refused_with_the_reason(tmp_path, run):
@@ -173,6 +184,7 @@ def test_models_that_cannot_deblur_are_refused_with_the_reason(tmp_path, run):
         ({"batch_size": 0}, "1 or more"),
         ({"device": "tpu9"}, "device"),
         ({"out": "."}, "is a folder"),
+        ({"out": "levels.csv"}, r"does not end in \.parquet.\n  Name it so:  -o levels\.parquet"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tmp_path, run, how, message):

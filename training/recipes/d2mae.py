@@ -27,7 +27,7 @@ Level = Tensor | int
 
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "d2mae": {},
-    "deblurrmae": {"blur": "static", "embed": "none", "finetune_blur": "fixed", "fixed_sigma": 1.1},
+    "deblurrmae": {"blur": "static", "embed": "none", "finetune_blur": "fixed"},
     "mae": {"blur": "none", "embed": "none", "loss_on": "masked", "finetune_blur": "none"},
 }
 """The paper's method and its two baselines as overrides of the config, usable with every preset (`--variant`)."""
@@ -77,7 +77,7 @@ class D2MAEConfig(BaseModel):
 
     # before fine-tuning: the optimal blurriness search (training/obs.py)
     finetune_blur: Literal["none", "fixed", "obs"] = "obs"
-    fixed_sigma: float = Field(default=0.5, gt=0)  # pixels; for finetune_blur = fixed; must be a level's sigma
+    fixed_sigma: float = Field(default=0.5, gt=0)  # pixels; for finetune_blur = fixed, a level's; static: static_sigma
     obs_step: int = Field(default=2, gt=0)  # every how many levels the search tries
     obs_criterion: Literal["abs", "rel"] = "abs"  # ours: rel divides by the error of doing nothing
     obs_mask_ratio: float = Field(default=0.0, ge=0, lt=1)  # ours: above 0 for an audit of the search
@@ -90,6 +90,11 @@ class D2MAEConfig(BaseModel):
             return (0.0, *self.sigmas)
         return (0.0, self.static_sigma) if self.blur == "static" else (0.0,)
 
+    @property
+    def finetune_sigma(self) -> float:
+        """Sigma in pixels of the one level for finetune_blur = fixed; with static blur that of the pretraining."""
+        return self.static_sigma if self.blur == "static" else self.fixed_sigma
+
     @model_validator(mode="after")
     def _sane(self) -> "D2MAEConfig":
         if self.image_size % self.patch_size:
@@ -98,6 +103,8 @@ class D2MAEConfig(BaseModel):
             raise ValueError(f"decoder_width {self.decoder_width} is not a multiple of decoder_heads")
         if not self.sigmas or list(self.sigmas) != sorted(set(self.sigmas)) or self.sigmas[0] <= 0:
             raise ValueError(f"sigmas must be one or more, positive and rising, not {list(self.sigmas)}")
+        if self.finetune_blur == "fixed" and self.finetune_sigma not in self.levels:
+            raise ValueError(f"fixed_sigma {self.fixed_sigma} is the sigma of no blur level: {list(self.levels)}")
         if not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
             raise ValueError(f"crop_area must be (smallest, largest) in (0, 1], not {self.crop_area}")
         if not 0 < self.crop_ratio[0] <= self.crop_ratio[1]:

@@ -382,7 +382,8 @@ class TUSA(nn.Module):
         """The encoder under MONAI's names, and how to build it: `arch` with `arch_args`, not a timm model.
 
         `SwinUNETR(**arch_args).swinViT` of MONAI loads the weights strictly; its last output, averaged over places, is
-        `encode(images)` of `network_input(images)` (latent "gap").
+        `encode(images)` of `network_input(images)` (latent "gap"), unless the last stage's map, a sixteenth of the
+        image, is smaller than the window: MONAI's relative positions are wrong there, and ours are not.
         """
         encoder = self.network.net.swinViT
         state = {name: value.detach().cpu().clone() for name, value in encoder.state_dict().items()}
