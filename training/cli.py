@@ -1,8 +1,9 @@
-"""The verbs `pretrain`, `embed` and `downstream`, a few lines over a library call each; heavy imports wait for a call.
+"""The verbs `pretrain`, `obs`, `embed` and `downstream`, a few lines over a library call each; heavy imports wait for a call.
 
 Under torchrun:  torchrun --nproc_per_node=8 -m training.cli pretrain d2mae ...
 """
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -68,7 +69,8 @@ def pretrain(
     if result.finished:
         say(
             f"{out}: {result.step:,} steps done ({result.seconds:,.0f} s); weights in {out / 'encoder.safetensors'}",
-            f"  Its score:  usdata downstream probe --encoder {out} --cohort {cohort!r} --lake {lake}",
+            "  Its score:  "
+            + shlex.join(["usdata", "downstream", "probe", "--encoder", str(out), "--cohort", cohort, "--lake", lake]),
         )
         if result.probe.get("collapsed"):
             rank, size = result.probe["effective_rank"], result.probe["features"]

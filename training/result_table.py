@@ -95,6 +95,6 @@ def check_cohort(cohort: Any, batch_size: int, verb: str) -> None:
 def lake_of(cohort: Any) -> str:
     """` --lake DIR` for a command that is printed; nothing where the cohort's lake is the verbs' default, ./lake."""
     lake = getattr(cohort, "lake", None)  # a cohort in memory has none
-    if lake is None or lake.address == str(Path("lake").resolve()):
+    if lake is None or lake.address == str(Path("lake").absolute()):
         return ""
     return f" --lake {shlex.quote(lake.address)}"

@@ -277,6 +277,9 @@ def test_another_file_is_never_replaced(tmp_path, run):
     nothing.rows = 0
     with pytest.raises(ConfigError, match=r"empty.*\n.*usdata catalog$"):
         embed_cohort(nothing, run, tmp_path / "e.parquet")
+    nothing.lake = SimpleNamespace(address=str(Path("lake").absolute()))  # the verbs' default
+    with pytest.raises(ConfigError, match=r"usdata catalog$"):
+        embed_cohort(nothing, run, tmp_path / "e.parquet")
     nothing.lake = SimpleNamespace(address="/data/my lake")
     with pytest.raises(ConfigError, match="usdata catalog --lake '/data/my lake'"):
         embed_cohort(nothing, run, tmp_path / "e.parquet")

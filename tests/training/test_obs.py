@@ -252,5 +252,5 @@ def test_levels_for_fine_tuning_follow_the_setting():
         assert finetune_levels(model, images, ids(3)).tolist() == search(model, images, ids(3)).t_star.tolist()
     with pytest.raises(ConfigError, match="No blur level has sigma"):
         model.level_of(0.55)
-    with pytest.raises(ValueError, match="fixed_sigma 0.55 is the sigma of no blur level"):
+    with pytest.raises(ValueError, match="is the sigma of no blur level"):
         micro(finetune_blur="fixed", fixed_sigma=0.55)
