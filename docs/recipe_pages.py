@@ -77,7 +77,11 @@ def page(one: Page) -> str:
     out += ["\n## Mistakes seen in official code, or likely, and the test that would catch each\n"]
     out += _facts("mistake", one, one.mistakes)
     out += ["\n## Published numbers, to compare with\n", "None of them has been reproduced here.\n", one.numbers]
-    out += ["\n## Cost\n", *_table(("part", "parameters", "GFLOP per image"), one.cost), f"\n{one.cost_note}\n"]
+    out += [
+        "\n## Cost\n",
+        *_table(("part", "parameters", "GFLOP per image"), one.cost),
+        f"\n{one.cost_note} FLOP are computed, not measured.\n",
+    ]
     return "\n".join(out)
 
 
@@ -90,7 +94,8 @@ def _section(section: Section) -> list[str]:
         found = code(reference)
         name = reference.partition(":")[2]
         where = f"{found.file}#L{found.first}-L{found.last}"
-        out.append(f"`{name}` in [{found.file}, lines {found.first} to {found.last}](../../{where}):\n")
+        cut = ", docstring shortened" if found.shortened else ""
+        out.append(f"`{name}` in [{found.file}, lines {found.first} to {found.last}](../../{where}){cut}:\n")
         out.append(f"```python\n{found.text}\n```\n")
     return out
 

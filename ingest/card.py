@@ -33,9 +33,9 @@ from ingest.card_parts import (
     Values,
     known_word,
 )
-from ingest.strict_yaml import read_yaml
 from usdata.errors import CardError, nearest
 from usdata.schema import organ_group_of
+from usdata.strict_yaml import read_yaml
 
 # Catalog columns that a path group or a table column may fill. `labels.x` and `targets.x` name an entry of the two
 # JSON columns; `pixel_mm` fills both directions.

@@ -1,4 +1,4 @@
-"""The verbs `pretrain`, `obs`, `embed` and `downstream`, a few lines over a library call each; heavy imports wait for a call.
+"""The verbs `pretrain`, `obs`, `embed` and `downstream`, each over a library call; heavy imports wait for a call.
 
 Under torchrun:  torchrun --nproc_per_node=8 -m training.cli pretrain d2mae ...
 """

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from training.recipes import registry
 from usdata.errors import ConfigError, nearest
+from usdata.strict_yaml import read_yaml
 
 M = TypeVar("M", bound=BaseModel)
 
@@ -262,7 +263,7 @@ def _validated(model: type[M], values: dict[str, Any], what: str) -> M:
                     message += f", e.g. {max(1, round(e['input'] / unit)) * unit}"
                 lines.append(f"{key} = {e['input']!r}: {message}" if key else message)
         raise ConfigError(
-            f"The {what} config is wrong: {'; '.join(lines)}.",
+            f"The {what} config is wrong: {'; '.join(lines).rstrip('.')}{'' if lines[-1].endswith('?') else '.'}",
             hint="Change it in the --config file, or by  --set KEY=VALUE   What each key means: docs/settings.md",
         ) from error
 
@@ -279,7 +280,7 @@ def _nearest_key(model: type[BaseModel], path: tuple[int | str, ...]) -> str:
 
 def _read(file: Path, recipe: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = read_yaml(file.read_bytes())
     except OSError as error:
         raise ConfigError(f"Cannot read the config file {file}: {error.strerror}.") from error
     except UnicodeDecodeError as error:

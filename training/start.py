@@ -6,6 +6,7 @@ from typing import Any
 from training import checkpoint
 from training.config import FREE_ON_RESUME, RunConfig, differences
 from training.distributed import World
+from training.result_table import lake_of
 from training.run_folder import explain_disk
 from usdata.errors import ConfigError
 from usdata.files import read_json, write_json
@@ -19,7 +20,10 @@ def check_sizes(cohort: Any, cfg: RunConfig, peers: World) -> None:
         ConfigError: if not.
     """
     if not cohort.rows:
-        raise ConfigError("The cohort is empty: there is nothing to train on.", hint="What there is:  usdata catalog")
+        raise ConfigError(
+            "The cohort is empty: there is nothing to train on.",
+            hint=f"What there is:  usdata catalog{lake_of(cohort)}",
+        )
     images = cohort.rows if cfg.epoch_size is None else cfg.epoch_size
     pieces = peers.size * cfg.accumulate
     fits = max(1, min(cohort.rows, images) // pieces) * pieces

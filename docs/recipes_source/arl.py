@@ -16,8 +16,10 @@ SECTIONS = (
         "The organ: AC, and the null class",
         (r"\mathrm{AC} = W a + b \quad a \in \lbrace 0, 1 \rbrace^{16} \quad x_{\mathrm{P,AC}} = x_P + \mathrm{AC}",),
         "An unknown organ is a = 0, so b is the learned null class. The student's label is dropped for one image in "
-        "ten; the teacher keeps it. Phantoms and animals have no class. Names decide, never positions alone: weights "
-        "carry their class list.",
+        "ten; the teacher keeps it. Images whose organ is unknown or of the group lab (animals, test objects) have no "
+        "class; simulated images that the catalog calls by an organ's name have that organ's. Names decide, never "
+        "positions alone: weights carry their class list. The paper's 16 classes are not published; these are the "
+        "project's (`usdata plan --by arl16`).",
         (R + "ARL.labels", "training/organ_condition.py:organ_slot", "training/organ_condition.py:one_hot"),
     ),
     Section(

@@ -21,6 +21,11 @@ class Code:
     last: int
     text: str
 
+    @property
+    def shortened(self) -> bool:
+        """Whether lines of the docstring are left out."""
+        return len(self.text.splitlines()) < self.last - self.first + 1
+
 
 @dataclass(frozen=True)
 class Test:

@@ -24,8 +24,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints, Validation
 
 from ingest.deid.device import Device
 from ingest.deid.regions import LEAST_SHARE, LEAST_SIDE, MOST_SHARE
-from ingest.strict_yaml import read_yaml
 from usdata.errors import ConfigError
+from usdata.strict_yaml import read_yaml
 
 if TYPE_CHECKING:
     from ingest.deid.area import ScanArea

@@ -220,3 +220,11 @@ def test_the_cures_of_a_nan_are_settings_that_change_something_and_are_taken():
     now = resolve("arl", "micro", sets=["disc_lr=1e-4"]).model_dump(mode="json")
     assert differences(judge.model_dump(mode="json"), now)
     assert not differences(judge.model_dump(mode="json"), now, MAY_CURE)
+
+
+def test_a_key_given_twice_in_a_file_is_refused(tmp_path):
+    (tmp_path / "run.yaml").write_text("steps: 2\nlr: 1e-4\nsteps: 3\n")
+    with pytest.raises(ConfigError, match=r"run.yaml is not YAML .line 1: key 'steps' is given twice"):
+        resolve("tiny", "micro", tmp_path / "run.yaml")
+    (tmp_path / "run.yaml").write_text("steps: 2\nlr: 1e-4\n")
+    assert resolve("tiny", "micro", tmp_path / "run.yaml").lr == 1e-4
