@@ -29,7 +29,7 @@ test-deid: $(VENV)/.dev  ## de-identification whole: planted secrets in every pl
 	$(BIN)/python -m pytest -q -n 3 tests/deid tests/pipelines/test_private_dvc.py tests/pipelines/test_private_flow.py -m "not study"
 
 test-recipes: $(VENV)/.dev  ## every recipe overfits a batch, resumes bit for bit, and gives the same under DDP
-	$(BIN)/python -m pytest -q tests/training -m "not study"
+	$(BIN)/python -m pytest -q tests/training tests/test_benchmarks.py -m "not study"
 
 lint: $(VENV)/.dev  ## style and types
 	$(BIN)/ruff check .
