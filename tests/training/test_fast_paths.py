@@ -69,8 +69,8 @@ def test_under_autocast_every_term_of_a_loss_is_float32(recipe):
 # ---- torch.compile
 
 
-@pytest.mark.study
-@pytest.mark.timeout(1800)  # the compiler takes minutes
+@pytest.mark.recipes
+@pytest.mark.timeout(1800)  # the compiler takes minutes on a busy machine
 @pytest.mark.parametrize("recipe", RECIPES)
 def test_compiled_steps_equal_eager_ones(tmp_path, recipe):
     torch._dynamo.reset()
