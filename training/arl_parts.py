@@ -6,6 +6,7 @@ from torch import nn
 
 from training.arl_config import ARLConfig
 from training.models.avit import ACDTBlock, ACDTOptions
+from training.transforms import shown_share
 
 _NO_DECAY = ("anatomy.", "acdt.w", "pos_embed", "cls_token", "mask_token", "prototypes")
 _OWNERS = {"discriminator": "discriminator", "organ_head": "organ"}
@@ -35,7 +36,7 @@ def export_facts(cfg: ARLConfig) -> dict[str, Any]:
         "mean": [0.5],
         "std": [0.5],
         "interpolation": "bicubic",
-        "crop_pct": 0.875 if cfg.eval_view == "centre" else 1.0,
+        "crop_pct": shown_share(cfg.eval_view),
         "pool": cfg.pool,
     }
 

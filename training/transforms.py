@@ -6,7 +6,7 @@ Nothing here draws random numbers but `draw_crops`; nothing waits for the device
 
 import math
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar, cast
+from typing import Literal, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -114,6 +114,11 @@ def draw_crops(
     top = (u[2, :, 0] * (size - height + 1)).long()
     left = (u[3, :, 0] * (size - width + 1)).long()
     return torch.stack([top, left, height, width], dim=1)
+
+
+def shown_share(eval_view: Literal["centre", "whole"]) -> float:
+    """Share of an image's side that the deterministic view shows: 7/8 of it, as MAE does, or all."""
+    return 224 / 256 if eval_view == "centre" else 1.0
 
 
 def centre_box(size: int, share: float = 224 / 256) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import torch
-from safetensors.torch import load_file
 from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
@@ -280,15 +279,3 @@ def load_plain(vit: AViT, state: Mapping[str, Tensor]) -> list[str]:
         raise ConfigError(f"These are not the weights of this ViT: {'; '.join(wrong[:5])}.", step="load")
     vit.load_state_dict(weights, strict=False)
     return missing
-
-
-def plain_weights(path: str) -> dict[str, Tensor]:
-    """The tensors of a safetensors file to start from.
-
-    Raises:
-        ConfigError: it can't be read.
-    """
-    try:
-        return load_file(path)
-    except OSError as error:
-        raise ConfigError(f"Cannot read the weights to start from, {path}: {error}") from error

@@ -46,7 +46,7 @@ from training.organ_condition import (
     unpack_names,
 )
 from training.recipes.registry import recipe
-from training.transforms import centre_box, crop, stored
+from training.transforms import centre_box, crop, shown_share, stored
 from usdata.errors import ConfigError
 
 __all__ = ["ARL", "VARIANTS", "ARLConfig"]
@@ -422,7 +422,7 @@ class ARL(nn.Module):
 
     def view(self, images: Tensor) -> Tensor:
         """The deterministic view of stored uint8 images: (B, 1, S, S) float32 in [-1, 1]."""
-        box = centre_box(self.cfg.source_size, 224 / 256 if self.cfg.eval_view == "centre" else 1.0)
+        box = centre_box(self.cfg.source_size, shown_share(self.cfg.eval_view))
         return 2.0 * crop(stored(images, self.cfg.source_size), box, self.cfg.image_size, inside=False) - 1.0
 
     def encode(self, images: Tensor, organ: Organ = None, mode: Mode | None = None) -> Tensor:

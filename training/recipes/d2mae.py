@@ -20,7 +20,16 @@ from training.models.decoders import MaskedDecoder
 from training.models.positions import LevelEmbedding, LevelVariant
 from training.models.vit import build_vit, encode_patches, patchify, position_rows, unpatchify
 from training.recipes.registry import decay_groups, recipe
-from training.transforms import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD, centre_box, crop, draw_crops, stored
+from training.transforms import (
+    IMAGENET_GREY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    centre_box,
+    crop,
+    draw_crops,
+    shown_share,
+    stored,
+)
 from usdata.errors import ConfigError
 
 Level = Tensor | int
@@ -301,7 +310,7 @@ class D2MAE(nn.Module):
         Raises:
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
-        box = centre_box(self.cfg.source_size, 224 / 256 if self.cfg.eval_view == "centre" else 1.0)
+        box = centre_box(self.cfg.source_size, shown_share(self.cfg.eval_view))
         return crop(stored(images, self.cfg.source_size), box, self.cfg.image_size, inside=False)
 
     def network_input(self, images: Tensor) -> Tensor:
@@ -346,7 +355,7 @@ class D2MAE(nn.Module):
             "mean": mean,
             "std": std,
             "interpolation": "bicubic",
-            "crop_pct": 0.875 if self.cfg.eval_view == "centre" else 1.0,
+            "crop_pct": shown_share(self.cfg.eval_view),
         }
         return state, meta
 

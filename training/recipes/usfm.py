@@ -31,7 +31,16 @@ from training.models.beit import (
 )
 from training.models.vit import build_vit
 from training.recipes.registry import decay_groups, recipe
-from training.transforms import IMAGENET_GREY, IMAGENET_MEAN, IMAGENET_STD, centre_box, crop, draw_crops, stored
+from training.transforms import (
+    IMAGENET_GREY,
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    centre_box,
+    crop,
+    draw_crops,
+    shown_share,
+    stored,
+)
 from training.usfm_augment import relight, rotate
 from training.views import blur_each
 
@@ -300,7 +309,7 @@ class USFM(nn.Module):
         Raises:
             ValueError: the images are not uint8 of `cfg.source_size`.
         """
-        box = centre_box(self.cfg.source_size, 224 / 256 if self.cfg.eval_view == "centre" else 1.0)
+        box = centre_box(self.cfg.source_size, shown_share(self.cfg.eval_view))
         return crop(stored(images, self.cfg.source_size), box, self.cfg.image_size, inside=False)
 
     def network_input(self, images: Tensor) -> Tensor:
@@ -334,7 +343,7 @@ class USFM(nn.Module):
             "mean": self.mean.flatten().tolist(),
             "std": self.std.flatten().tolist(),
             "interpolation": "bicubic",
-            "crop_pct": 0.875 if cfg.eval_view == "centre" else 1.0,
+            "crop_pct": shown_share(cfg.eval_view),
         }
         return state, meta
 
